@@ -119,6 +119,8 @@ class ReparameterizedPrefix(PromptExpert):
     """
 
     shared = ("w1", "w2")
+    w1: Tensor
+    w2: Tensor
 
     def __init__(
         self,
