@@ -1,0 +1,143 @@
+r"""Mixing measures: what a mixture of prompt experts is to a statistician, whatever the order of its atoms.
+
+A model with prompts j = 1..L, log-weights b_j and parameters theta_j is the measure (arXiv 2402.02952, 2501.18936)
+
+    G = sum_j exp(b_j) delta_{theta_j}
+
+together with the parameters that all prompts share. Relabelling atoms, or splitting one in two with the same total
+weight, leaves G as it is. Everything here is batched: the leading axes are replicates of one experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from moe_prompt.errors import require
+
+
+@dataclass(frozen=True, eq=False)
+class MixingMeasure:
+    r"""G = sum_j exp(b_j) delta_{theta_j}, and the parameters that all atoms share.
+
+    Shapes: `log_weights` (*batch, L); every tensor of `atoms` (*batch, L, ...); of `shared` (*batch, ...).
+    Raises InputError when the leading axes differ or there is no atom.
+
+    >>> g = MixingMeasure(torch.zeros(7, 2), {"p": torch.ones(7, 2, 3)}, {"w": torch.ones(7, 5)})
+    >>> g.batch_shape, g.num_atoms, g.atom_vectors().shape, g.shared_vector().shape
+    (torch.Size([7]), 2, torch.Size([7, 2, 3]), torch.Size([7, 5]))
+    """
+
+    log_weights: Float[Tensor, "*batch atoms"]
+    atoms: Mapping[str, Tensor]
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.log_weights.shape)
+        require(
+            shape != () and shape[-1] > 0 and len(self.atoms) > 0,
+            f"a mixing measure needs at least one atom with a parameter: got log-weights of shape {shape} and "
+            f"parameters {sorted(self.atoms)}.",
+        )
+        for tensors, lead in ((self.atoms, shape), (self.shared, shape[:-1])):
+            for name, tensor in tensors.items():
+                require(
+                    tuple(tensor.shape[: len(lead)]) == lead,
+                    f"{name!r} needs leading axes {lead}, as the log-weights have: got shape {tuple(tensor.shape)}.",
+                )
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Leading axes: replicates."""
+        return self.log_weights.shape[:-1]
+
+    @property
+    def num_atoms(self) -> int:
+        """L."""
+        return self.log_weights.shape[-1]
+
+    @property
+    def weights(self) -> Float[Tensor, "*batch atoms"]:
+        """Masses exp(b_j); a log-weight of minus infinity is an atom that is not there."""
+        return self.log_weights.exp()
+
+    def atom_vectors(self) -> Float[Tensor, "*batch atoms q"]:
+        """theta_j: the parameters of each atom flattened and joined in the alphabetical order of their names."""
+        flat = [self.atoms[name].reshape(*self.log_weights.shape, -1) for name in sorted(self.atoms)]
+        return torch.cat(flat, dim=-1)
+
+    def shared_vector(self) -> Float[Tensor, "*batch s"]:
+        """The shared parameters flattened and joined in the alphabetical order of their names."""
+        flat = [self.shared[name].reshape(*self.batch_shape, -1) for name in sorted(self.shared)]
+        return torch.cat(flat, dim=-1) if flat else self.log_weights.new_zeros(*self.batch_shape, 0)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> MixingMeasure:
+        """The measure with `function` applied to every tensor: for what concerns batch axes only."""
+        atoms = {name: function(tensor) for name, tensor in self.atoms.items()}
+        shared = {name: function(tensor) for name, tensor in self.shared.items()}
+        return MixingMeasure(function(self.log_weights), atoms, shared)
+
+    def select(self, index: Any) -> MixingMeasure:
+        """Replicates picked by `index`: an integer, a slice, a mask or an integer tensor over the batch axes."""
+        return self.map(lambda tensor: tensor[index])
+
+    def expand(self, batch_shape: tuple[int, ...]) -> MixingMeasure:
+        """The same measure for every replicate of `batch_shape`, without a copy."""
+        axes = len(self.batch_shape)
+        return self.map(lambda tensor: tensor.expand(*batch_shape, *tensor.shape[axes:]))
+
+    def flatten_batch(self) -> MixingMeasure:
+        """All batch axes as one; a measure without any becomes a batch of one."""
+        axes, count = len(self.batch_shape), self.batch_shape.numel()
+        return self.map(lambda tensor: tensor.reshape(count, *tensor.shape[axes:]))
+
+    def take_atoms(self, index: Int[Tensor, "*batch taken"]) -> MixingMeasure:
+        """The measure whose atom i is this one's atom index[i], in every replicate."""
+        lead = len(self.log_weights.shape)
+
+        def take(tensor: Tensor) -> Tensor:
+            where = index.reshape(*index.shape, *[1] * (tensor.ndim - lead))
+            return tensor.gather(lead - 1, where.expand(*index.shape, *tensor.shape[lead:]))
+
+        return MixingMeasure(take(self.log_weights), {k: take(v) for k, v in self.atoms.items()}, self.shared)
+
+
+def require_same_parameters(estimated: MixingMeasure, true: MixingMeasure) -> None:
+    """Raise InputError unless both measures have the same parameters, of the same shapes, and batches that fit."""
+    for kind, left, right in (("atom", estimated.atoms, true.atoms), ("shared", estimated.shared, true.shared)):
+        skip = int(kind == "atom")
+        got = {name: tuple(t.shape[len(estimated.batch_shape) + skip :]) for name, t in sorted(left.items())}
+        want = {name: tuple(t.shape[len(true.batch_shape) + skip :]) for name, t in sorted(right.items())}
+        require(
+            got == want,
+            f"two measures compare when their {kind} parameters agree: estimated has {got}, true has {want}; "
+            "compare different families by a function distance.",
+        )
+    require(
+        true.batch_shape in ((), estimated.batch_shape),
+        f"the true measure needs no batch axes or those of the estimate, {tuple(estimated.batch_shape)}: "
+        f"got {tuple(true.batch_shape)}.",
+    )
+
+
+def differences(estimated: MixingMeasure, true: MixingMeasure) -> Float[Tensor, "*batch fitted atoms q"]:
+    """d_ij = theta_i - theta*_j for every pair of atoms; batch axes broadcast."""
+    return estimated.atom_vectors()[..., :, None, :] - true.atom_vectors()[..., None, :, :]
+
+
+def voronoi_cells(estimated: MixingMeasure, true: MixingMeasure) -> Int[Tensor, "*batch fitted"]:
+    """Index of the true atom nearest to each estimated atom, argmin_j |theta_i - theta*_j|; ties to the lowest index.
+
+    >>> atoms = lambda *p: MixingMeasure(torch.zeros(len(p)), {"p": torch.tensor(p)[:, None]})
+    >>> voronoi_cells(atoms(0.1, 0.5, 9.0), atoms(0.0, 1.0)).tolist()
+    [0, 0, 1]
+    """
+    squared = differences(estimated, true).square().sum(-1)
+    nearest = squared == squared.amin(-1, keepdim=True)
+    # torch.argmin promises nothing about ties; the first True of a mask is what cumsum finds. NaN has no nearest: 0.
+    return (nearest.cumsum(-1) == 0).sum(-1) % true.num_atoms
