@@ -1,0 +1,256 @@
+r"""Attention heads as explicit mixtures of experts, pre-trained and prompt experts side by side.
+
+Row i of a head's output is one mixture; j runs over N pre-trained experts, then N_p prompts (arXiv 2501.18936),
+
+    h_i(X) = sum_j gate_ij(X) f_j(X)
+
+| on paper          | in code                   | pre-trained expert j                  | prompt expert j'     |
+|-------------------|---------------------------|---------------------------------------|----------------------|
+| f_j(X)            | `HeadOutput.experts`      | W_V^T x_j + b_V                       | W_V^T value_j' + b_V |
+| s_ij(X) sqrt(d_k) | `AttentionHeadMoE.scores` | (W_Q^T x_i + b_Q)^T (W_K^T x_j + b_K) | the same with key_j' |
+| gate_ij(X)        | `HeadOutput.gates`        | Gate(s_i)_j                           | Gate(s_i)_(N + j')   |
+
+A head with N queries is N mixtures that share experts and differ in gates; a layer composes heads by W_O. All is
+written out, to be read and taken apart; fused attention gives the same numbers faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from moe_prompt.blocks import AttentionWeights, find_block
+from moe_prompt.errors import InputError, require
+from moe_prompt.gates import Gate, SoftmaxGate
+from moe_prompt.prompts import PromptExpert, PromptTokens
+from moe_prompt.rows import RowMixture, row_mixture
+
+EVERY_TOKEN = slice(None)
+
+
+class HeadScores(NamedTuple):
+    """s_ij of the pre-trained and of the prompt experts, before the gate."""
+
+    pretrained: Float[Tensor, "*batch queries pretrained"]
+    prompts: Float[Tensor, "*batch queries prompts"]
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """A head taken apart: output[i] = sum_j gates[i, j] experts[j], pre-trained experts first."""
+
+    output: Float[Tensor, "*batch tokens value_dim"]
+    gates: Float[Tensor, "*batch tokens experts"]
+    experts: Float[Tensor, "*batch experts value_dim"]
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """A layer taken apart: output = concat_h(gates[h] @ experts[h]) W_O + b_O."""
+
+    output: Float[Tensor, "*batch tokens dim"]
+    gates: Float[Tensor, "*batch heads tokens experts"]
+    experts: Float[Tensor, "*batch heads experts value_dim"]
+
+
+class AttentionHeadMoE(nn.Module):
+    r"""One attention head: h_i(X) = sum_j gate_ij f_j, on tokens (*batch, N, dim).
+
+    Args:
+        w_q, w_k: (dim, d_k); `w_v`: (dim, d_v). They act as x @ w and are buffers: what the head can learn, its
+            `parameters()`, is the prompt and the gate.
+        prompt: the prompt experts, evaluated on tokens[..., prompt_tokens, :]. None: the pre-trained head.
+        gate: scores to weights; None: :class:`~moe_prompt.gates.SoftmaxGate`.
+        b_q, b_k, b_v: biases (d_k,), (d_k,), (d_v,). None: zero. With them, experts are affine.
+        prompt_tokens: which tokens the prompt expert sees, slice(1, None) hides a class token from VAPT.
+
+    Raises:
+        InputError: shapes or dtypes that do not fit together.
+
+    References: arXiv 2405.14124, section 3; arXiv 2501.18936, section 3.
+
+    >>> head = AttentionHeadMoE(torch.eye(3), torch.eye(3), torch.eye(3))
+    >>> mixture = head(torch.randn(7, 3))
+    >>> torch.equal(mixture.output, mixture.gates @ mixture.experts)
+    True
+    """
+
+    w_q: Tensor
+    w_k: Tensor
+    w_v: Tensor
+    b_q: Tensor
+    b_k: Tensor
+    b_v: Tensor
+
+    def __init__(
+        self,
+        w_q: Float[Tensor, "_ _"],
+        w_k: Float[Tensor, "_ _"],
+        w_v: Float[Tensor, "_ _"],
+        prompt: PromptExpert | None = None,
+        gate: Gate | None = None,
+        b_q: Float[Tensor, " _"] | None = None,
+        b_k: Float[Tensor, " _"] | None = None,
+        b_v: Float[Tensor, " _"] | None = None,
+        prompt_tokens: slice = EVERY_TOKEN,
+    ) -> None:
+        super().__init__()
+        require(
+            w_q.shape == w_k.shape and len(w_q) == len(w_v),
+            "a head needs w_q and w_k of one shape (dim, d_k) and w_v (dim, d_v): "
+            f"got {tuple(w_q.shape)}, {tuple(w_k.shape)} and {tuple(w_v.shape)}.",
+        )
+        for name, weight, bias in (("q", w_q, b_q), ("k", w_k, b_k), ("v", w_v, b_v)):
+            bias = weight.new_zeros(weight.shape[1]) if bias is None else bias
+            require(
+                bias.shape == weight.shape[1:],
+                f"b_{name} needs the {weight.shape[1]} columns of w_{name}: got shape {tuple(bias.shape)}.",
+            )
+            self.register_buffer(f"w_{name}", weight)
+            self.register_buffer(f"b_{name}", bias)
+        self.prompt, self.gate, self.prompt_tokens = prompt, gate or SoftmaxGate(), prompt_tokens
+
+    def forward(self, tokens: Float[Tensor, "*batch tokens dim"]) -> HeadOutput:
+        """The mixture of every row."""
+        return self.mix(tokens, self.prompts(tokens))
+
+    def scores(self, tokens: Float[Tensor, "*batch tokens dim"]) -> HeadScores:
+        """s_ij of all experts, before the gate."""
+        return self._scores(tokens, self.prompts(tokens))
+
+    def prompts(self, tokens: Float[Tensor, "*batch tokens dim"]) -> PromptTokens:
+        """Keys and values of the prompts, none where the head has no prompt expert."""
+        dim = len(self.w_q)
+        require(
+            tokens.shape[-1] == dim and tokens.dtype == self.w_q.dtype,
+            f"this head needs tokens of dim {dim} in {self.w_q.dtype}: got dim {tokens.shape[-1]} in {tokens.dtype}.",
+        )
+        if self.prompt is None:
+            return PromptTokens.both(tokens[..., :0, :])
+        prompts = self.prompt(tokens[..., self.prompt_tokens, :])
+        require(
+            all(part.shape[-1] == dim and part.dtype == tokens.dtype for part in prompts),
+            f"this head needs prompt keys and values of dim {dim} in {tokens.dtype}: {type(self.prompt).__name__} gave "
+            f"dims {prompts.key.shape[-1]} and {prompts.value.shape[-1]} in {prompts.value.dtype}.",
+        )
+        return prompts
+
+    def mix(self, tokens: Float[Tensor, "*batch tokens dim"], prompts: PromptTokens) -> HeadOutput:
+        """The mixture of every row for prompts already at hand."""
+        experts = torch.cat([tokens, prompts.value], dim=-2) @ self.w_v + self.b_v
+        gates = self.gate(*self._scores(tokens, prompts))
+        return HeadOutput(gates @ experts, gates, experts)
+
+    def _scores(self, tokens: Tensor, prompts: PromptTokens) -> HeadScores:
+        queries = (tokens @ self.w_q + self.b_q) / math.sqrt(self.w_q.shape[1])
+        keys = torch.cat([tokens, prompts.key], dim=-2) @ self.w_k + self.b_k
+        scores = queries @ keys.mT
+        pretrained = tokens.shape[-2]
+        return HeadScores(scores[..., :pretrained], scores[..., pretrained:])
+
+    def row_mixture(self, row: int, num_tokens: int) -> RowMixture:
+        """Row `row` as a regression model on x = vec(X), see :func:`~moe_prompt.rows.row_mixture`.
+
+        Raises:
+            InputError: a row out of range, too many tokens, or biases, whose linear terms this form has no place for.
+        """
+        require(
+            not any(bias.any() for bias in (self.b_q, self.b_k, self.b_v)),
+            "a row is a pure quadratic form in x only without biases: build the head without b_q, b_k and b_v.",
+        )
+        return row_mixture(self.w_q, self.w_k, self.w_v, row, num_tokens)
+
+
+class MultiHeadAttentionMoE(nn.Module):
+    r"""h heads that share one prompt expert and one gate, composed by W_O: concat_h(h_i) W_O + b_O.
+
+    Args:
+        weights: W_Q, W_K, W_V of all heads side by side, W_O, and their biases.
+        heads: h; it must divide the columns.
+        prompt, gate, prompt_tokens: as in :class:`AttentionHeadMoE`; prompts are evaluated once for all heads.
+
+    >>> layer = MultiHeadAttentionMoE.random(dim=12, heads=3)
+    >>> layer(torch.randn(2, 5, 12)).gates.shape
+    torch.Size([2, 3, 5, 5])
+    """
+
+    w_o: Tensor
+    b_o: Tensor
+
+    def __init__(
+        self,
+        weights: AttentionWeights,
+        heads: int,
+        prompt: PromptExpert | None = None,
+        gate: Gate | None = None,
+        prompt_tokens: slice = EVERY_TOKEN,
+    ) -> None:
+        super().__init__()
+        columns = weights.w_q.shape[1], weights.w_v.shape[1]
+        require(
+            heads >= 1 and all(width % heads == 0 for width in columns),
+            f"the number of heads must divide the width of the block, {columns[0]}: got {heads} heads.",
+        )
+        w = weights
+        parts = [part.chunk(heads, dim=-1) for part in (w.w_q, w.w_k, w.w_v, w.b_q, w.b_k, w.b_v)]
+        self.heads = nn.ModuleList(
+            AttentionHeadMoE(q, k, v, prompt, gate, b_q, b_k, b_v, prompt_tokens)
+            for q, k, v, b_q, b_k, b_v in zip(*parts, strict=True)
+        )
+        self.register_buffer("w_o", weights.w_o)
+        self.register_buffer("b_o", weights.b_o)
+
+    @classmethod
+    def random(
+        cls,
+        dim: int,
+        heads: int,
+        prompt: PromptExpert | None = None,
+        gate: Gate | None = None,
+        prompt_tokens: slice = EVERY_TOKEN,
+        generator: Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> MultiHeadAttentionMoE:
+        """A layer with weights from N(0, 1 / dim): tokens of unit variance get scores of unit variance."""
+        return cls(AttentionWeights.random(dim, generator, dtype), heads, prompt, gate, prompt_tokens)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        heads: int | None = None,
+        block: int = 0,
+        prompt: PromptExpert | None = None,
+        gate: Gate | None = None,
+        prompt_tokens: slice = EVERY_TOKEN,
+        source: str = "the tensors",
+    ) -> MultiHeadAttentionMoE:
+        """A layer from a block's named tensors, see :func:`~moe_prompt.blocks.find_block`.
+
+        `heads` is not among the tensors; None takes the ViT convention of 64 columns a head. `source` is what errors
+        call the tensors: a file's name.
+        """
+        weights = find_block(tensors, block, source).attention
+        width = weights.w_q.shape[1]
+        heads = max(1, width // 64) if heads is None else heads
+        try:
+            return cls(weights, heads, prompt, gate, prompt_tokens)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+
+    def forward(self, tokens: Float[Tensor, "*batch tokens dim"]) -> LayerOutput:
+        """The mixtures of every head, and their composition."""
+        heads = cast("list[AttentionHeadMoE]", list(self.heads))
+        prompts = heads[0].prompts(tokens)
+        mixtures = [head.mix(tokens, prompts) for head in heads]
+        return LayerOutput(
+            output=torch.cat([mixture.output for mixture in mixtures], dim=-1) @ self.w_o + self.b_o,
+            gates=torch.stack([mixture.gates for mixture in mixtures], dim=-3),
+            experts=torch.stack([mixture.experts for mixture in mixtures], dim=-3),
+        )

@@ -1,0 +1,137 @@
+r"""The attention of one ViT block, found by its tensors' names.
+
+| here                     | timm                       | separate maps (transformers, ...)                       |
+|--------------------------|----------------------------|---------------------------------------------------------|
+| W_Q, W_K, W_V            | attn.qkv.weight (3 d, d)   | query / key / value or q_proj / k_proj / v_proj .weight |
+| W_O                      | attn.proj.weight           | proj / out_proj / o_proj / output.dense .weight         |
+| layer norm of the block  | norm1.weight               | layernorm_before / layer_norm1 / ln_1 .weight           |
+
+Prefixes are free; biases are optional. Files store maps as (out, in); here they act as x @ w and are (in, out).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from moe_prompt.errors import InputError, require
+from moe_prompt.tensor_files import bias_of, checked, ends_with
+
+_PACKED = ("qkv.weight", "in_proj_weight")
+_SEPARATE = {"query.weight": ("key.weight", "value.weight"), "q_proj.weight": ("k_proj.weight", "v_proj.weight")}
+_OUTPUT = ("proj.weight", "out_proj.weight", "o_proj.weight", "output.dense.weight")
+_NORM = ("norm1.weight", "layernorm_before.weight", "layer_norm1.weight", "ln_1.weight")
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """W_Q, W_K (dim, h d_k), W_V (dim, h d_v), W_O (h d_v, dim), heads side by side, with their biases."""
+
+    w_q: Float[Tensor, "_ _"]
+    w_k: Float[Tensor, "_ _"]
+    w_v: Float[Tensor, "_ _"]
+    w_o: Float[Tensor, "_ _"]
+    b_q: Float[Tensor, " _"]
+    b_k: Float[Tensor, " _"]
+    b_v: Float[Tensor, " _"]
+    b_o: Float[Tensor, " _"]
+
+    def __post_init__(self) -> None:
+        shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
+        fits = self.w_q.shape == self.w_k.shape and len(self.w_q) == len(self.w_v) and len(self.w_o) == shapes["w_v"][1]
+        fits = fits and all(shapes[f"b_{name}"] == shapes[f"w_{name}"][1:] for name in "qkvo")
+        require(
+            fits,
+            "attention needs w_q, w_k (dim, h d_k), w_v (dim, h d_v), w_o (h d_v, dim) and a bias per column: got "
+            + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            + ".",
+        )
+
+    @classmethod
+    def random(cls, dim: int, generator: Generator | None = None, dtype: torch.dtype | None = None) -> AttentionWeights:
+        """Square maps with entries from N(0, 1 / dim), no biases."""
+        weights = [torch.randn(dim, dim, generator=generator, dtype=dtype) / math.sqrt(dim) for _ in range(4)]
+        return cls(*weights, *(torch.zeros(dim, dtype=dtype) for _ in range(4)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """The attention of one block and the layer norm before it (None: the file has none), under the file's prefix."""
+
+    name: str
+    attention: AttentionWeights
+    norm: tuple[Tensor, Tensor] | None
+
+    def normalise(self, tokens: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens dim"]:
+        """What the attention sees of the block's input: its layer norm, or a plain one."""
+        weight, bias = self.norm or (None, None)
+        return nn.functional.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps=1e-6)
+
+
+def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the tensors") -> Block:
+    """The `block`-th attention block, numbered from 0 in the natural order of the names.
+
+    Raises:
+        InputError: naming `source`: no such block, missing or non-finite tensors, shapes that do not fit.
+    """
+    stems = {name: stem for name in tensors for stem in (*_PACKED, *_SEPARATE) if ends_with(name, stem)}
+    require(
+        bool(stems),
+        f"{source} holds no attention block: it needs attn.qkv.weight, or query/key/value or q_proj/k_proj/v_proj "
+        f"weights; got {', '.join(list(tensors)[:3]) or 'no tensor at all'}.",
+    )
+    require(
+        0 <= block < len(stems),
+        f"{source} holds {len(stems)} attention block(s), numbered from 0: got block {block}.",
+    )
+    name = sorted(stems, key=_natural)[block]
+    prefix = name.removesuffix(stems[name])
+    attention = _attention(tensors, prefix, stems[name], source)
+    norm = _nearest(tensors, prefix, _NORM)
+    normalisation = (checked(tensors, norm, source), bias_of(tensors, norm, source)) if norm else None
+    return Block(prefix.rstrip("."), attention, normalisation)
+
+
+def _attention(tensors: Mapping[str, Tensor], prefix: str, stem: str, source: str) -> AttentionWeights:
+    """W_Q, W_K, W_V and W_O of the block whose names begin with `prefix`, transposed."""
+    if stem in _PACKED:
+        packed = checked(tensors, prefix + stem, source)
+        require(
+            packed.ndim == 2 and len(packed) % 3 == 0,
+            f"{prefix}{stem} in {source} needs shape (3 d, d): got {tuple(packed.shape)}.",
+        )
+        weights = list(packed.chunk(3))
+        biases = list(bias_of(tensors, prefix + stem, source).chunk(3))
+    else:
+        names = [prefix + part for part in (stem, *_SEPARATE[stem])]
+        weights = [checked(tensors, name, source) for name in names]
+        biases = [bias_of(tensors, name, source) for name in names]
+    output = _nearest(tensors, prefix, _OUTPUT)
+    if output is None:
+        raise InputError(f"{source} lacks the output map of {prefix}{stem}: it needs attn.proj.weight.")
+    weights.append(checked(tensors, output, source))
+    biases.append(bias_of(tensors, output, source))
+    require(all(w.ndim == 2 for w in weights), f"the maps of {prefix}{stem} in {source} need two axes (out, in).")
+    try:
+        return AttentionWeights(*(weight.mT for weight in weights), *biases)
+    except InputError as error:
+        raise InputError(f"{source}, {prefix}{stem}: {error}") from error
+
+
+def _nearest(tensors: Mapping[str, Tensor], prefix: str, names: tuple[str, ...]) -> str | None:
+    """The first of `names` under `prefix` or, failing that, under its parent or grandparent."""
+    scopes = [prefix]
+    for _ in range(2):
+        scopes.append(re.sub(r"[^.]*\.$", "", scopes[-1]))
+    return next((scope + name for scope in scopes for name in names if scope + name in tensors), None)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts block 2 before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

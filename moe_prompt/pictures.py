@@ -1,0 +1,133 @@
+r"""Pictures to tokens: read a picture file, lay a grid of patches over it, embed the patches.
+
+X = [class; W patch_1 + b; ...; W patch_HW + b] + position        (arXiv 2010.11929)
+
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Generator, Tensor, nn
+
+from moe_prompt.errors import InputError, require
+from moe_prompt.tensor_files import bias_of, checked, ends_with
+
+_PATCHES = ("patch_embed.proj.weight", "patch_embeddings.projection.weight", "conv_proj.weight")
+_POSITIONS = ("pos_embed", "position_embeddings", "pos_embedding")
+_CLASS = ("cls_token", "class_token")
+Box = tuple[float, float, float, float]
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Any picture that Pillow reads, upright, as RGB; what is transparent becomes white.
+
+    Raises:
+        InputError: naming the file: missing, truncated, not a picture, or so large that it may be an attack.
+    """
+    try:
+        with Image.open(path) as picture:
+            return _rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: give the path of a picture.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} cannot be read as a picture ({error}): give a whole one, such as PNG or JPEG."
+        ) from error
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _eight_bits(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Greyscale with 16 bits or more, or floating point: Pillow's own conversion would clip it at 255."""
+    grey = np.asarray(picture, dtype=np.float64)
+    require(bool(np.isfinite(grey).all()), "its numbers are not finite")
+    full_scale = 65535.0 if picture.mode.startswith("I") else 1.0
+    low, high = min(grey.min(), 0.0), max(grey.max(), full_scale)
+    return Image.fromarray(np.rint(255 * (grey - low) / (high - low)).astype(np.uint8))
+
+
+def pixels(
+    picture: Image.Image, size: tuple[int, int], boxes: Sequence[Box] = ()
+) -> Float[Tensor, "views 3 height width"]:
+    """The picture, or each of its boxes (left, top, right, bottom), resized to (height, width), values in [-1, 1]."""
+    height, width = size
+    views = [picture.resize((width, height), Image.Resampling.BICUBIC, box) for box in boxes or [(0, 0, *picture.size)]]
+    stacked = torch.from_numpy(np.stack([np.asarray(view, dtype=np.float32) for view in views]))
+    return stacked.movedim(-1, 1) / 127.5 - 1
+
+
+def shifted_boxes(picture: Image.Image, views: int, generator: Generator, share: float = 0.85) -> list[Box]:
+    """Boxes of `share` of each side at random places: the same scene, looked at from a little beside."""
+    corners = torch.rand(views, 2, generator=generator) * (1 - share)
+    width, height = picture.size
+    return [(x * width, y * height, (x + share) * width, (y + share) * height) for x, y in corners.tolist()]
+
+
+@dataclass(frozen=True)
+class PatchEmbedding:
+    """Pictures to tokens: [class; W patch_1 + b; ...; W patch_HW + b] + position."""
+
+    weight: Float[Tensor, "dim channels patch patch"]
+    bias: Float[Tensor, " dim"]
+    class_token: Float[Tensor, "1 1 dim"] | None = None
+    positions: Float[Tensor, "1 positions dim"] | None = None
+
+    @classmethod
+    def random(
+        cls, dim: int, patch: int = 16, generator: Generator | None = None, dtype: torch.dtype | None = None
+    ) -> PatchEmbedding:
+        """A random projection of patches that keeps their mean square, no class token, no positions."""
+        weight = torch.randn(dim, 3, patch, patch, generator=generator, dtype=dtype) / math.sqrt(3 * patch**2)
+        return cls(weight, torch.zeros(dim, dtype=dtype))
+
+    def __call__(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens dim"]:
+        patches = nn.functional.conv2d(pixels.to(self.weight), self.weight, self.bias, stride=self.weight.shape[-2:])
+        tokens = patches.flatten(2).mT
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return tokens if self.positions is None else tokens + self._positions(patches.shape[-2:], tokens.shape[1])
+
+    def _positions(self, grid: Sequence[int], tokens: int) -> Tensor:
+        """Positions for this grid: the stored square of them, resampled where the grid differs."""
+        assert self.positions is not None
+        side, special = math.isqrt(self.positions.shape[1]), tokens - math.prod(grid)
+        first, square = self.positions.split([self.positions.shape[1] - side**2, side**2], dim=1)
+        square = square.mT.unflatten(-1, (side, side))
+        if tuple(grid) != (side, side):
+            square = nn.functional.interpolate(square, tuple(grid), mode="bicubic", antialias=True)
+        missing = special - first.shape[1]
+        first = nn.functional.pad(first, (0, 0, 0, missing))
+        return torch.cat([first, square.flatten(2).mT], dim=1)
+
+
+def find_embedding(tensors: Mapping[str, Tensor], source: str = "the tensors") -> PatchEmbedding | None:
+    """The patch embedding with class token and positions where the tensors hold one, else None."""
+    patches, positions, class_token = (
+        next((name for name in tensors for end in ends if ends_with(name, end)), None)
+        for ends in (_PATCHES, _POSITIONS, _CLASS)
+    )
+    if patches is None:
+        return None
+    weight = checked(tensors, patches, source)
+    require(weight.ndim == 4, f"{patches} in {source} needs 4 axes (dim, 3, P, P): got shape {tuple(weight.shape)}.")
+    return PatchEmbedding(
+        weight,
+        bias_of(tensors, patches, source),
+        checked(tensors, class_token, source) if class_token else None,
+        checked(tensors, positions, source) if positions else None,
+    )
