@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
-from scipy.special import roots_hermitenorm, roots_legendre
+from PIL import Image
 from torch import Tensor
 
 from moe_prompt.errors import require
+from moe_prompt.pictures import read_picture
+from moe_prompt.quadrature import normal_rule, uniform_rule
 
 Points = Float[Tensor, "n dim"]
-Weights = Float[Tensor, "n"]
-_TENSOR_DIM = 4
-_GAUSS_ORDER = 128
+Weights = Float[Tensor, " n"]
 _MOST_CROPS = 2_000_000
 
 
@@ -74,10 +73,7 @@ class Uniform(Covariates):
         return torch.from_numpy(rng.uniform(self.low, self.high, (n, self.dim)))
 
     def nodes(self, size: int = 4096) -> tuple[Points, Weights]:
-        if self.dim > _TENSOR_DIM:
-            points, weights = _sobol(size, self.dim)
-        else:
-            points, weights = _product(*_unit_legendre(_order(size, self.dim)), self.dim)
+        points, weights = uniform_rule(size, self.dim)
         return self.low + (self.high - self.low) * points, weights
 
 
@@ -98,11 +94,7 @@ class Gaussian(Covariates):
         return self.scale * torch.from_numpy(rng.standard_normal((n, self.dim)))
 
     def nodes(self, size: int = 4096) -> tuple[Points, Weights]:
-        if self.dim > _TENSOR_DIM:
-            points, weights = _sobol(size, self.dim)
-            return self.scale * torch.special.ndtri(points), weights
-        points, weights = roots_hermitenorm(_order(size, self.dim))
-        points, weights = _product(points, weights / weights.sum(), self.dim)
+        points, weights = normal_rule(size, self.dim)
         return self.scale * points, weights
 
 
@@ -178,12 +170,12 @@ class ImagePatches(Covariates):
     def folder(
         cls, path: str | Path, crop: int = 4, patch: int = 2, size: int = 16, color: bool = False
     ) -> ImagePatches:
-        """Every picture under `path`, in the order of its name, resized to size x size; other files are passed over."""
-        root = Path(path)
+        """Every picture file under `path`, in the order of names, resized to size x size, grey unless `color`."""
+        root, mode = Path(path), "RGB" if color else "L"
         require(root.is_dir(), f"pictures are read from a folder: {str(path)!r} is none.")
-        read = (_picture(file, size, color) for file in sorted(root.rglob("*")) if file.is_file())
-        pictures = [picture for picture in read if picture is not None]
-        require(len(pictures) > 0, f"no picture in {str(path)!r}: put PNG, JPEG or other picture files there.")
+        files = [file for file in sorted(root.rglob("*")) if _is_picture(file)]
+        require(len(files) > 0, f"no picture in {str(path)!r}: put PNG, JPEG or other picture files there.")
+        pictures = [np.asarray(read_picture(file).convert(mode).resize((size, size))) for file in files]
         return cls(np.stack(pictures), crop, patch)
 
     @property
@@ -225,45 +217,15 @@ class ImagePatches(Covariates):
 
 
 def _plain(value: Any) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    content = np.ascontiguousarray(value, dtype="<f8")
-    return {"shape": list(value.shape), "sha256": hashlib.sha256(content.tobytes()).hexdigest()}
+    if isinstance(value, np.ndarray):
+        content = np.ascontiguousarray(value, dtype="<f8")
+        return {"shape": list(value.shape), "sha256": hashlib.sha256(content.tobytes()).hexdigest()}
+    return value
 
 
-def _picture(file: Path, size: int, color: bool) -> np.ndarray | None:
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB" if color else "L").resize((size, size)))
-    except UnidentifiedImageError:
-        return None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        require(False, f"the picture {str(file)!r} cannot be read ({error}): repair or remove it.")
-        return None
-
-
-def _order(size: int, dim: int) -> int:
-    """Nodes per axis: about size^(1/dim), and no more than a smooth function needs."""
-    return min(_GAUSS_ORDER, max(2, round(size ** (1 / dim))))
-
-
-def _unit_legendre(order: int) -> tuple[np.ndarray, np.ndarray]:
-    points, weights = roots_legendre(order)
-    return (points + 1) / 2, weights / 2
-
-
-def _product(points: np.ndarray, weights: np.ndarray, dim: int) -> tuple[Tensor, Tensor]:
-    """The product rule of `dim` copies of a rule in one dimension."""
-    grid = torch.cartesian_prod(*[torch.from_numpy(points)] * dim).reshape(-1, dim)
-    mass = torch.cartesian_prod(*[torch.from_numpy(weights)] * dim).reshape(-1, dim).prod(dim=1)
-    return grid, mass
-
-
-def _sobol(size: int, dim: int) -> tuple[Tensor, Tensor]:
-    """The next power of two of scrambled Sobol points in the open cube (0, 1)^dim, the same at every call."""
-    count = 2 ** math.ceil(math.log2(max(size, 2)))
-    points = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(count, dtype=torch.float64)
-    return points.clamp(2.0**-32, 1 - 2.0**-32), torch.full((count,), 1 / count, dtype=torch.float64)
+def _is_picture(file: Path) -> bool:
+    """Whether the name ends as those of a format that Pillow opens."""
+    return file.is_file() and Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN
 
 
 def _require_interval(low: float, high: float) -> None:
