@@ -120,7 +120,9 @@ class Symmetry(ABC):
     def _best_cells(self, estimated: MixingMeasure, true: MixingMeasure) -> Tensor:
         """Cells of the estimate about the group's best image of the truth: the group preserves distances."""
         found = []
-        for block in blocks(self.order(true) * estimated.num_atoms * true.atom_vectors()[0].numel(), len(true.weights)):
+        for block in blocks(
+            self.order(true) * estimated.num_atoms * true.atom_vectors().shape[1:].numel(), len(true.weights)
+        ):
             part, images = estimated.select(block), self.orbit(true.select(block))
             paired = images.take_atoms(voronoi_cells(part, images))
             cost = _paired_cost(part, paired, part.weights, part.weights.sum(-1))

@@ -10,6 +10,7 @@ weight, leaves G as it is. Everything here is batched: the leading axes are repl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,12 +69,12 @@ class MixingMeasure:
 
     def atom_vectors(self) -> Float[Tensor, "*batch atoms q"]:
         """theta_j: the parameters of each atom flattened and joined in the alphabetical order of their names."""
-        flat = [self.atoms[name].reshape(*self.log_weights.shape, -1) for name in sorted(self.atoms)]
+        flat = [_vectors(self.atoms[name], self.log_weights.shape) for name in sorted(self.atoms)]
         return torch.cat(flat, dim=-1)
 
     def shared_vector(self) -> Float[Tensor, "*batch s"]:
         """The shared parameters flattened and joined in the alphabetical order of their names."""
-        flat = [self.shared[name].reshape(*self.batch_shape, -1) for name in sorted(self.shared)]
+        flat = [_vectors(self.shared[name], self.batch_shape) for name in sorted(self.shared)]
         return torch.cat(flat, dim=-1) if flat else self.log_weights.new_zeros(*self.batch_shape, 0)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> MixingMeasure:
@@ -141,3 +142,8 @@ def voronoi_cells(estimated: MixingMeasure, true: MixingMeasure) -> Int[Tensor, 
     nearest = squared == squared.amin(-1, keepdim=True)
     # torch.argmin promises nothing about ties; the first True of a mask is what cumsum finds. NaN has no nearest: 0.
     return (nearest.cumsum(-1) == 0).sum(-1) % true.num_atoms
+
+
+def _vectors(tensor: Tensor, lead: torch.Size) -> Tensor:
+    """Everything after the leading axes as one axis, empty batches included."""
+    return tensor.reshape(*lead, math.prod(tensor.shape[len(lead) :]))

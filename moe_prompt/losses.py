@@ -1,0 +1,191 @@
+r"""Losses: how far an estimated mixing measure is from the true one, in parameters and in functions.
+
+Every loss maps an estimate with leading axes *batch, and a truth with the same or none, to one number per replicate,
+zero exactly when both are equal as measures up to the family's symmetry (or give the same function on the nodes). A
+fit that failed (NaN) has loss NaN and spoils no other.
+
+References: arXiv 2410.02200, 2501.18936 (Voronoi losses); 2402.02952 (least squares over mixing measures).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moe_prompt.alignment import ENUMERATED, blocks
+from moe_prompt.errors import require
+from moe_prompt.measures import MixingMeasure, differences, require_same_parameters, voronoi_cells
+from moe_prompt.symmetries import NoSymmetry, Symmetry
+
+__all__ = ["ExcessRisk", "FunctionDistance", "Loss", "VoronoiLoss", "barycentre_error", "split_error", "voronoi_cells"]
+
+P = TypeVar("P")
+
+
+class Loss(ABC, Generic[P]):
+    """A number per replicate; P is what it compares: mixing measures, or whatever a function is evaluated at."""
+
+    @abstractmethod
+    def __call__(self, estimated: P, true: P) -> Float[Tensor, "*batch"]:
+        """The loss of every replicate."""
+
+
+@dataclass(frozen=True)
+class VoronoiLoss(Loss[MixingMeasure]):
+    r"""The loss D of arXiv 2410.02200 and 2501.18936, minimised over a symmetry of the parameters.
+
+    With cells V_j = {i : theta_i nearest to theta*_j} and d_ij = theta_i - theta*_j,
+
+        D = min_g  sum_j | sum_{i in V_j} exp(b_i) - exp(b*_j) |
+                 + sum_{|V_j| = 1} sum_{i in V_j} exp(b_i) |d_ij|^singleton_power
+                 + sum_{|V_j| > 1} sum_{i in V_j} exp(b_i) |d_ij|^split_power
+                 + (sum_j exp(b*_j)) |w - w*|^singleton_power,
+
+    w the parameters that all prompts share, weighted by the total true mass because every atom's function moves with
+    them. An empty cell costs its true mass; an atom with no mass is not counted in |V_j|, so that D depends on the
+    measures alone. The minimum is over all elements of groups of up to 5000, else that of :meth:`Symmetry.align`,
+    which is no less than the minimum and equal to it near the truth.
+
+    The true atoms must be distinct: InputError, since equal atoms are one atom of the measure.
+
+    >>> atoms = lambda weights, *p: MixingMeasure(torch.tensor(weights).log(), {"p": torch.tensor(p)[:, None]})
+    >>> round(float(VoronoiLoss()(atoms([0.5, 0.5, 1.0], -0.1, 0.1, 2.0), atoms([1.0, 1.0], 0.0, 2.0))), 6)
+    0.01
+    """
+
+    symmetry: Symmetry = field(default_factory=NoSymmetry)
+    split_power: float = 2.0
+    singleton_power: float = 1.0
+
+    @classmethod
+    def of_order(cls, r: float, symmetry: Symmetry | None = None) -> VoronoiLoss:
+        """D_{1,r}: the power r in every cell."""
+        return cls(symmetry or NoSymmetry(), split_power=r, singleton_power=r)
+
+    def __call__(self, estimated: MixingMeasure, true: MixingMeasure) -> Float[Tensor, "*batch"]:
+        require_same_parameters(estimated, true)
+        _require_distinct(true)
+        estimated, true = self.symmetry.canonical(estimated), self.symmetry.canonical(true)
+        if self.symmetry.order(true) > ENUMERATED:
+            return self._distance(self.symmetry.align(estimated, true), true)
+        shape = estimated.batch_shape
+        estimated, true = estimated.flatten_batch(), true.expand(shape).flatten_batch()
+        each = self.symmetry.order(true) * estimated.num_atoms * true.atom_vectors().shape[1:].numel()
+        # The group preserves distances, so it may move the truth as well as the estimate.
+        parts = [
+            self._distance(estimated.select(block), self.symmetry.orbit(true.select(block))).amin(0)
+            for block in blocks(each, len(true.log_weights))
+        ]
+        return torch.cat(parts).reshape(shape) if parts else estimated.log_weights.new_zeros(shape)
+
+    def _distance(self, estimated: MixingMeasure, true: MixingMeasure) -> Tensor:
+        """D for one group element; batch axes broadcast."""
+        inside, mass = _cell_masses(estimated, true)
+        many = (inside & (mass > 0)).sum(-2, keepdim=True) > 1
+        far = differences(estimated, true).square().sum(-1).sqrt()
+        spread = torch.where(many, far**self.split_power, far**self.singleton_power)
+        shared = (estimated.shared_vector() - true.shared_vector()).square().sum(-1).sqrt()
+        masses = (mass.sum(-2) - true.weights).abs().sum(-1)
+        return masses + (mass * spread).sum((-1, -2)) + true.weights.sum(-1) * shared**self.singleton_power
+
+
+def split_error(
+    estimated: MixingMeasure, true: MixingMeasure, symmetry: Symmetry | None = None
+) -> Float[Tensor, "*batch atoms"]:
+    r"""Size of the split in each cell: t_j = sqrt( exp(-b*_j) sum_{i in V_j} exp(b_i) |d_ij|^2 ), 0 if it is empty.
+
+    After alignment by the symmetry. In over-specified cells this is the n^{-1/4} quantity; beside it, see
+    :func:`barycentre_error`.
+    """
+    estimated, true, mass = _aligned(estimated, true, symmetry)
+    squared = differences(estimated, true).square().sum(-1)
+    return _per_mass((mass * squared).sum(-2), true).sqrt()
+
+
+def barycentre_error(
+    estimated: MixingMeasure, true: MixingMeasure, symmetry: Symmetry | None = None
+) -> Float[Tensor, "*batch atoms"]:
+    r"""Drift of each cell's centre: exp(-b*_j) | sum_{i in V_j} exp(b_i) d_ij |, 0 if it is empty.
+
+    Splitting an atom about its place costs nothing here: the first-order term m_j of the model, at most
+    :func:`split_error` times the square root of the cell's mass over the true one.
+    """
+    estimated, true, mass = _aligned(estimated, true, symmetry)
+    drift = torch.einsum("...ij,...ijq->...jq", mass, differences(estimated, true))
+    return _per_mass(drift.square().sum(-1).sqrt(), true)
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionDistance(Loss[P]):
+    r"""|f_G - f_*|_{L2(mu)} = sqrt( sum_m w_m |f_G(x_m) - f_*(x_m)|^2 ), summed over outputs.
+
+    `function(parameters, points) -> (*batch, m, outputs)` evaluates a family at whatever describes its members,
+    measures or flat vectors; `points` (m, dim) and `weights` (m,) are quadrature nodes. `true_function` evaluates the
+    truth when it is of another family (misspecified fits); by default it is `function`.
+
+    >>> line = lambda slope, x: slope[..., None, None] * x
+    >>> loss = FunctionDistance(line, torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, 0.5]))
+    >>> loss(torch.tensor([2.0, 5.0]), torch.tensor(1.0))
+    tensor([1., 4.])
+    """
+
+    function: Callable[[P, Tensor], Tensor]
+    points: Float[Tensor, "m dim"]
+    weights: Float[Tensor, " m"]
+    true_function: Callable[[P, Tensor], Tensor] | None = None
+
+    def __call__(self, estimated: P, true: P) -> Float[Tensor, "*batch"]:
+        return self.squared(estimated, true).sqrt()
+
+    def squared(self, estimated: P, true: P) -> Float[Tensor, "*batch"]:
+        """E |f_G(X) - f_*(X)|^2."""
+        fitted = self.function(estimated, self.points)
+        target = (self.true_function or self.function)(true, self.points)
+        require(
+            fitted.shape[-2:] == target.shape[-2:] and fitted.shape[-2] == len(self.points),
+            f"functions need values (*batch, points, outputs) at these {len(self.points)} points, as many outputs for "
+            f"both: got {tuple(fitted.shape)} and {tuple(target.shape)}.",
+        )
+        return (fitted - target).square().sum(-1) @ self.weights
+
+
+class ExcessRisk(FunctionDistance[P]):
+    r"""E |f_G(X) - f_*(X)|^2: by how much a fresh observation is predicted worse than by the truth."""
+
+    def __call__(self, estimated: P, true: P) -> Float[Tensor, "*batch"]:
+        return self.squared(estimated, true)
+
+
+def _cell_masses(estimated: MixingMeasure, true: MixingMeasure) -> tuple[Tensor, Tensor]:
+    """Whether atom i is in cell j, (*batch, fitted, atoms), and its mass there."""
+    labels = torch.arange(true.num_atoms, device=true.log_weights.device)
+    inside = voronoi_cells(estimated, true)[..., None] == labels
+    return inside, torch.where(inside, estimated.weights[..., None], 0.0)
+
+
+def _aligned(
+    estimated: MixingMeasure, true: MixingMeasure, symmetry: Symmetry | None
+) -> tuple[MixingMeasure, MixingMeasure, Tensor]:
+    symmetry = symmetry or NoSymmetry()
+    estimated, true = symmetry.align(estimated, true), symmetry.canonical(true)
+    return estimated, true, _cell_masses(estimated, true)[1]
+
+
+def _per_mass(values: Tensor, true: MixingMeasure) -> Tensor:
+    """Values divided by the true mass; a true atom of no mass has no error."""
+    return torch.where(true.weights > 0, values / true.weights, torch.zeros_like(values))
+
+
+def _require_distinct(true: MixingMeasure) -> None:
+    apart = differences(true, true).abs().amax(-1)
+    pairs = torch.triu(torch.ones_like(apart, dtype=torch.bool), diagonal=1)
+    require(
+        not bool(((apart == 0) & pairs).any()),
+        "the atoms of the true measure need to be distinct: got two that are equal; join them, adding their weights.",
+    )
