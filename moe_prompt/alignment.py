@@ -19,11 +19,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.measures import MixingMeasure, differences, require_same_parameters, voronoi_cells
+from moe_prompt.measures import MixingMeasure, require_same_parameters, squared_distances, voronoi_cells
 
 ENUMERATED = 5000
 """Finite groups of up to this many elements are searched exhaustively."""
-_BLOCK = 2_000_000
+_BLOCK = 300_000  # numbers: what stays in cache
 _MAX_RELABELLED = 7
 
 
@@ -83,7 +83,7 @@ class Symmetry(ABC):
         )
         if self.order(true) == 1:
             mass_error = estimated.weights[:, :, None] - true.weights[:, None, :]
-            cost = differences(estimated, true).square().sum(-1) + mass_error.square()
+            cost = squared_distances(estimated, true) + mass_error.square()
             return estimated.take_atoms(assign(cost.mT))
         require(count <= _MAX_RELABELLED, f"aligning relabels at most {_MAX_RELABELLED} atoms: got {count}.")
         ones = torch.ones_like(true.log_weights)

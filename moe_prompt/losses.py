@@ -20,7 +20,14 @@ from torch import Tensor
 
 from moe_prompt.alignment import ENUMERATED, blocks
 from moe_prompt.errors import require
-from moe_prompt.measures import MixingMeasure, differences, require_same_parameters, voronoi_cells
+from moe_prompt.measures import (
+    MixingMeasure,
+    differences,
+    nearest_atoms,
+    require_same_parameters,
+    squared_distances,
+    voronoi_cells,
+)
 from moe_prompt.symmetries import NoSymmetry, Symmetry
 
 __all__ = ["ExcessRisk", "FunctionDistance", "Loss", "VoronoiLoss", "barycentre_error", "split_error", "voronoi_cells"]
@@ -86,9 +93,9 @@ class VoronoiLoss(Loss[MixingMeasure]):
 
     def _distance(self, estimated: MixingMeasure, true: MixingMeasure) -> Tensor:
         """D for one group element; batch axes broadcast."""
-        inside, mass = _cell_masses(estimated, true)
-        many = (inside & (mass > 0)).sum(-2, keepdim=True) > 1
-        far = differences(estimated, true).square().sum(-1).sqrt()
+        squared = squared_distances(estimated, true)
+        mass, far = _cell_masses(estimated, squared), squared.sqrt()
+        many = (mass > 0).sum(-2, keepdim=True) > 1
         spread = torch.where(many, far**self.split_power, far**self.singleton_power)
         shared = (estimated.shared_vector() - true.shared_vector()).square().sum(-1).sqrt()
         masses = (mass.sum(-2) - true.weights).abs().sum(-1)
@@ -104,8 +111,7 @@ def split_error(
     :func:`barycentre_error`.
     """
     estimated, true, mass = _aligned(estimated, true, symmetry)
-    squared = differences(estimated, true).square().sum(-1)
-    return _per_mass((mass * squared).sum(-2), true).sqrt()
+    return _per_mass((mass * squared_distances(estimated, true)).sum(-2), true).sqrt()
 
 
 def barycentre_error(
@@ -162,11 +168,10 @@ class ExcessRisk(FunctionDistance[P]):
         return self.squared(estimated, true)
 
 
-def _cell_masses(estimated: MixingMeasure, true: MixingMeasure) -> tuple[Tensor, Tensor]:
-    """Whether atom i is in cell j, (*batch, fitted, atoms), and its mass there."""
-    labels = torch.arange(true.num_atoms, device=true.log_weights.device)
-    inside = voronoi_cells(estimated, true)[..., None] == labels
-    return inside, torch.where(inside, estimated.weights[..., None], 0.0)
+def _cell_masses(estimated: MixingMeasure, squared: Float[Tensor, "*batch fitted atoms"]) -> Tensor:
+    """The mass of atom i in cell j, (*batch, fitted, atoms): exp(b_i) for its own cell, else 0."""
+    labels = torch.arange(squared.shape[-1], device=squared.device)
+    return torch.where(nearest_atoms(squared)[..., None] == labels, estimated.weights[..., None], 0.0)
 
 
 def _aligned(
@@ -174,7 +179,7 @@ def _aligned(
 ) -> tuple[MixingMeasure, MixingMeasure, Tensor]:
     symmetry = symmetry or NoSymmetry()
     estimated, true = symmetry.align(estimated, true), symmetry.canonical(true)
-    return estimated, true, _cell_masses(estimated, true)[1]
+    return estimated, true, _cell_masses(estimated, squared_distances(estimated, true))
 
 
 def _per_mass(values: Tensor, true: MixingMeasure) -> Tensor:

@@ -131,6 +131,11 @@ def differences(estimated: MixingMeasure, true: MixingMeasure) -> Float[Tensor, 
     return estimated.atom_vectors()[..., :, None, :] - true.atom_vectors()[..., None, :, :]
 
 
+def squared_distances(estimated: MixingMeasure, true: MixingMeasure) -> Float[Tensor, "*batch fitted atoms"]:
+    """|d_ij|^2, from differences: products would lose what is smaller than 1e-8."""
+    return differences(estimated, true).square().sum(-1)
+
+
 def voronoi_cells(estimated: MixingMeasure, true: MixingMeasure) -> Int[Tensor, "*batch fitted"]:
     """Index of the true atom nearest to each estimated atom, argmin_j |theta_i - theta*_j|; ties to the lowest index.
 
@@ -138,10 +143,14 @@ def voronoi_cells(estimated: MixingMeasure, true: MixingMeasure) -> Int[Tensor, 
     >>> voronoi_cells(atoms(0.1, 0.5, 9.0), atoms(0.0, 1.0)).tolist()
     [0, 0, 1]
     """
-    squared = differences(estimated, true).square().sum(-1)
+    return nearest_atoms(squared_distances(estimated, true))
+
+
+def nearest_atoms(squared: Float[Tensor, "*batch fitted atoms"]) -> Int[Tensor, "*batch fitted"]:
+    """The cells that belong to squared distances."""
     nearest = squared == squared.amin(-1, keepdim=True)
     # torch.argmin promises nothing about ties; the first True of a mask is what cumsum finds. NaN has no nearest: 0.
-    return (nearest.cumsum(-1) == 0).sum(-1) % true.num_atoms
+    return (nearest.cumsum(-1) == 0).sum(-1) % squared.shape[-1]
 
 
 def _vectors(tensor: Tensor, lead: torch.Size) -> Tensor:
