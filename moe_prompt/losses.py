@@ -82,12 +82,13 @@ class VoronoiLoss(Loss[MixingMeasure]):
         if self.symmetry.order(true) > ENUMERATED:
             return self._distance(self.symmetry.align(estimated, true), true)
         shape = estimated.batch_shape
-        estimated, true = estimated.flatten_batch(), true.expand(shape).flatten_batch()
+        estimated, true = estimated.flatten_batch(), true.flatten_batch()
         each = self.symmetry.order(true) * estimated.num_atoms * true.atom_vectors().shape[1:].numel()
-        # The group preserves distances, so it may move the truth as well as the estimate.
+        # The group preserves distances, so it may move the truth, often one for all replicates, and not the estimates.
+        one = self.symmetry.orbit(true) if len(true.log_weights) == 1 else None
         parts = [
-            self._distance(estimated.select(block), self.symmetry.orbit(true.select(block))).amin(0)
-            for block in blocks(each, len(true.log_weights))
+            self._distance(estimated.select(block), one or self.symmetry.orbit(true.select(block))).amin(0)
+            for block in blocks(each, len(estimated.log_weights))
         ]
         return torch.cat(parts).reshape(shape) if parts else estimated.log_weights.new_zeros(shape)
 
