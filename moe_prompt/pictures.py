@@ -103,16 +103,17 @@ class PatchEmbedding:
         return tokens if self.positions is None else tokens + self._positions(patches.shape[-2:], tokens.shape[1])
 
     def _positions(self, grid: Sequence[int], tokens: int) -> Tensor:
-        """Positions for this grid: the stored square of them, resampled where the grid differs."""
+        """Positions for this grid: those stored, else their square resampled."""
         assert self.positions is not None
-        side, special = math.isqrt(self.positions.shape[1]), tokens - math.prod(grid)
-        first, square = self.positions.split([self.positions.shape[1] - side**2, side**2], dim=1)
+        stored, special = self.positions.shape[1], tokens - math.prod(grid)
+        side = math.isqrt(stored)
+        if stored == tokens and (grid[0] == grid[1] or side**2 + special != stored):
+            return self.positions
+        first, square = self.positions.split([stored - side**2, side**2], dim=1)
         square = square.mT.unflatten(-1, (side, side))
-        if tuple(grid) != (side, side):
-            square = nn.functional.interpolate(square, tuple(grid), mode="bicubic", antialias=True)
-        missing = special - first.shape[1]
-        first = nn.functional.pad(first, (0, 0, 0, missing))
-        return torch.cat([first, square.flatten(2).mT], dim=1)
+        resampled = nn.functional.interpolate(square, tuple(grid), mode="bicubic", antialias=True)
+        first = nn.functional.pad(first, (0, 0, 0, special - first.shape[1]))
+        return torch.cat([first, resampled.flatten(2).mT], dim=1)
 
 
 def find_embedding(tensors: Mapping[str, Tensor], source: str = "the tensors") -> PatchEmbedding | None:
@@ -124,7 +125,10 @@ def find_embedding(tensors: Mapping[str, Tensor], source: str = "the tensors") -
     if patches is None:
         return None
     weight = checked(tensors, patches, source)
-    require(weight.ndim == 4, f"{patches} in {source} needs 4 axes (dim, 3, P, P): got shape {tuple(weight.shape)}.")
+    require(
+        weight.ndim == 4 and weight.shape[1] == 3,
+        f"{patches} in {source} needs shape (dim, 3, P, P): got {tuple(weight.shape)}.",
+    )
     return PatchEmbedding(
         weight,
         bias_of(tensors, patches, source),

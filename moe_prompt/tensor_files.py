@@ -22,9 +22,10 @@ class TensorFile(Mapping[str, Tensor]):
         self.path = Path(path)
         require(self.path.is_file(), f"{path} is not a file: give the path of a safetensors file.")
         with self.path.open("rb") as stream:
-            start = stream.read(4)
+            start = stream.read(9)
+        header = start[8:] == b"{"  # after eight bytes of length, which may well look like a pickle's first two
         require(
-            not start.startswith((b"\x80", b"PK\x03\x04")),
+            header or not start.startswith((b"\x80", b"PK\x03\x04")),
             f"{path} is a pickle, which can run code when it is read: save the tensors again with "
             "safetensors.torch.save_file and give that file.",
         )

@@ -137,7 +137,8 @@ def view_picture(
     stored, embedding, notes = _body(weights, dim, block, seed)
     special = int(embedding.class_token is not None)
     prompts = _prompt_experts(num_prompts, grid, len(stored.attention.w_q), seed)
-    boxes: list[Box] = [(0.0, 0.0, *picture.size), *shifted_boxes(picture, SHIFTED_VIEWS, _stream(seed, 2))]
+    whole: Box = (0.0, 0.0, float(picture.width), float(picture.height))
+    boxes = [whole, *shifted_boxes(picture, SHIFTED_VIEWS, _stream(seed, 2))]
     size = grid[0] * embedding.weight.shape[2], grid[1] * embedding.weight.shape[3]
     with torch.no_grad():
         tokens = stored.normalise(embedding(pixels(picture, size, boxes)))
