@@ -1,0 +1,244 @@
+r"""Least squares for a whole batch of replicates at once: Levenberg-Marquardt in a compact box, in float64.
+
+    theta_hat = argmin_{theta in box} 1/2 sum_i w_i |y_i - f_theta(x_i)|^2
+
+One pass over the data gives everything a step needs. The Jacobian's rows and, as one extra row, the residual are
+written feature-major into a chunk that stays in cache, and a single product with its transpose yields J'J, J'r and
+r'r. A replicate leaves the batch when it has converged.
+
+A fit stops by the relative offset of Bates & Watts (Technometrics 1981): the length of the Gauss-Newton step in units
+of the estimate's own standard error, sqrt(g' (J'J)^-1 g / (p s^2)). It has no scale and says how far below the
+statistical error the optimisation error is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from moe_prompt.errors import require
+from moe_prompt.measures import MixingMeasure
+from moe_prompt.normal_equations import Problem
+from moe_prompt.regression import Dataset, RegressionModel
+
+ROUNDING = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A batch of fits; a fit that failed is a result too, with its reason in `message`."""
+
+    model: RegressionModel
+    theta: Float64[Tensor, "replicates p"]
+    objective: Float64[Tensor, "replicates"]  # 1/2 sum_i w_i |y_i - f(x_i)|^2
+    converged: Bool[Tensor, "replicates"]
+    at_boundary: Bool[Tensor, "replicates"]
+    steps: Int64[Tensor, "replicates"]
+    gradient_norm: Float64[Tensor, "replicates"]
+    offset: Float64[Tensor, "replicates"]  # relative offset: distance to the optimum in standard errors
+    message: tuple[str, ...]
+
+    @property
+    def measure(self) -> MixingMeasure:
+        return self.model.measure(self.theta)
+
+
+class Estimator(ABC):
+    """Fits a batch of replicates from given starts."""
+
+    @abstractmethod
+    def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
+        """The best fit of every replicate over its starts."""
+
+
+@dataclass(frozen=True)
+class LeastSquares(Estimator):
+    """Batched Levenberg-Marquardt.
+
+    A large sample is climbed to: every start is fitted to about `first_rung` evenly spread observations first, the
+    best `keep` of them to ten times as many, and so on to the whole sample, where only the last few steps are left.
+    The best fit there is the estimate. `box` bounds each parameter's absolute value.
+    """
+
+    tolerance: float = 1e-8
+    max_steps: int = 300
+    box: float = 20.0
+    first_rung: int = 1000
+    rung_tolerance: float = 0.05
+    keep: int = 2
+
+    def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
+        observations = data.n * model.outputs
+        require(
+            observations >= model.num_parameters,
+            f"least squares needs at least as many numbers as parameters: got n = {data.n} with {model.outputs} "
+            f"outputs for {model.num_parameters} parameters; take n >= {-(-model.num_parameters // model.outputs)}.",
+        )
+        require(
+            starts.ndim == 3 and len(starts) == len(data) and starts.shape[2] == model.num_parameters,
+            f"starts must be (replicates, starts, parameters) = ({len(data)}, any, {model.num_parameters}): got "
+            f"{tuple(starts.shape)}.",
+        )
+        prepared, y = model.prepare(data.x), data.y.mT.contiguous()
+        damping = 1e-3
+        for stride in self._rungs(data):
+            part = slice(None, None, stride)
+            problem = Problem(model, prepared.part(slice(None), part), y[..., part], None, starts.shape[1])
+            result = self._minimise(problem, starts.flatten(0, 1), self.rung_tolerance, damping)
+            starts = _best(result, starts.shape[1], self.keep).theta.unflatten(0, (len(data), -1))
+            damping = 1e-6
+        problem = Problem(model, prepared, y, data.weights, starts.shape[1])
+        return _best(self._minimise(problem, starts.flatten(0, 1), self.tolerance, damping), starts.shape[1], 1)
+
+    def _rungs(self, data: Dataset) -> list[int]:
+        """Strides of the smaller samples, smallest sample first; none where weights make rows unequal."""
+        if data.weights is not None:
+            return []
+        return [s for s in (10**k for k in range(6, 0, -1)) if data.n // s >= self.first_rung] + (
+            [data.n // self.first_rung] if 2 * self.first_rung <= data.n < 10 * self.first_rung else []
+        )
+
+    def _minimise(self, problem: Problem, theta: Tensor, tolerance: float, damping: float) -> FitResult:
+        state = _State(problem, theta.clamp(-self.box, self.box), damping)
+        floor = ROUNDING**2 * problem.square_norm()
+        for step in range(self.max_steps + 1):
+            gradient, free = state.gradient(), state.free(self.box)
+            active = ~state.done
+            offset = _offset(state, gradient, free, active, problem)
+            state.offset[active] = offset
+            state.done[active] |= (offset <= tolerance) | (2 * state.objective[active] <= floor[active])
+            state.done[active] |= ~offset.isfinite()
+            if step == self.max_steps or bool(state.done.all()):
+                break
+            state.advance(problem, gradient, free, self.box, ~state.done)
+        return self._result(problem, state, tolerance, floor)
+
+    def _result(self, problem: Problem, state: _State, tolerance: float, floor: Tensor) -> FitResult:
+        exact = 2 * state.objective <= floor
+        converged = (state.offset <= tolerance) | exact
+        boundary = (state.theta.abs() >= self.box).any(1)
+        gradient = torch.where(state.free(self.box), state.gradient(), 0.0)
+        reasons = zip(converged.tolist(), state.objective.isfinite().tolist(), state.stuck.tolist(), strict=True)
+        return FitResult(
+            problem.model,
+            state.theta,
+            state.objective,
+            converged,
+            boundary,
+            state.steps,
+            gradient.norm(dim=1),
+            state.offset,
+            tuple(_reason(*reason, self.max_steps) for reason in reasons),
+        )
+
+
+def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:
+    if converged:
+        return "converged"
+    if not finite:
+        return "the objective is not finite at the start"
+    return "no step lowers the objective" if stuck else f"not converged in {max_steps} steps"
+
+
+class _State:
+    """Where every problem stands: theta, its Gram matrix, the damping, and whether it is done."""
+
+    def __init__(self, problem: Problem, theta: Tensor, damping: float) -> None:
+        self.theta = theta.clone()
+        self.gram = problem.gram(theta, torch.arange(len(theta)))
+        self.objective = 0.5 * self.gram[:, -1, -1]
+        self.damping = torch.full_like(self.objective, damping)
+        self.growth = torch.full_like(self.objective, 2.0)
+        self.scale = self.gram.diagonal(dim1=1, dim2=2)[:, :-1].clone()
+        self.steps = torch.zeros(len(theta), dtype=torch.int64)
+        self.offset = torch.full_like(self.objective, torch.inf)
+        self.stuck = torch.zeros(len(theta), dtype=torch.bool)
+        self.done = ~self.gram.isfinite().all((1, 2))
+        self.objective[self.done] = torch.inf
+
+    def gradient(self) -> Tensor:
+        return self.gram[:, :-1, -1]
+
+    def free(self, box: float) -> Tensor:
+        """Parameters that are inside the box, or on its boundary with descent pointing inwards."""
+        gradient = self.gradient()
+        return ~(((self.theta <= -box) & (gradient > 0)) | ((self.theta >= box) & (gradient < 0)))
+
+    def advance(self, problem: Problem, gradient: Tensor, free: Tensor, box: float, active: Tensor) -> None:
+        """One damped step of the active problems, kept where it lowers the objective."""
+        k = active.nonzero()[:, 0]
+        hessian, g, free = self.gram[k, :-1, :-1], gradient[k], free[k]
+        step = _solve(hessian, self.damping[k, None] * self.scale[k], g, free)
+        trial = (self.theta[k] - step).clamp(-box, box)
+        step = trial - self.theta[k]
+        gram = problem.gram(trial, k)
+        objective = 0.5 * gram[:, -1, -1]
+        predicted = -(g * step).sum(1) - 0.5 * (step * (hessian @ step[..., None])[..., 0]).sum(1)
+        gained = self.objective[k] - objective
+        noise = 32 * ROUNDING * self.objective[k]
+        accept = gram.isfinite().all((1, 2)) & ((gained > 1e-4 * predicted) | ((predicted < noise) & (gained > -noise)))
+        ratio = torch.where(predicted > noise, gained / predicted, 1.0)
+        self._damp(k, accept, ratio)
+        kept = k[accept]
+        self.theta[kept], self.gram[kept], self.objective[kept] = trial[accept], gram[accept], objective[accept]
+        self.scale[kept] = torch.maximum(self.scale[kept], gram[accept].diagonal(dim1=1, dim2=2)[:, :-1])
+        self.steps[k] += 1
+        self.stuck[k] = ~accept & (self.damping[k] > 1e12)
+        self.done |= self.stuck
+
+    def _damp(self, k: Tensor, accept: Tensor, ratio: Tensor) -> None:
+        """Nielsen's rule: less damping after a good step, geometrically more after each refused one."""
+        shrink = (1 - (2 * ratio - 1) ** 3).clamp(min=0.1)
+        self.damping[k] = torch.where(
+            accept, (self.damping[k] * shrink).clamp(min=1e-15), self.damping[k] * self.growth[k]
+        )
+        self.growth[k] = torch.where(accept, 2.0, 2 * self.growth[k])
+
+
+def _solve(hessian: Tensor, ridge: Tensor, gradient: Tensor, free: Tensor) -> Tensor:
+    """(H + diag(ridge))^-1 g on the free parameters, 0 elsewhere, after scaling H to unit diagonal."""
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    unit = torch.where(diagonal > 0, diagonal, 1.0).rsqrt() * free
+    scaled = hessian * unit[:, :, None] * unit[:, None, :]
+    scaled.diagonal(dim1=1, dim2=2).add_(ridge * unit.square() + 1e-14 * free + (~free).to(scaled))
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    for attempt in range(3):  # a singular H: a ridge at rounding level, ten thousand times larger at each attempt
+        bad = info > 0
+        if not bool(bad.any()):
+            break
+        scaled[bad] += 1e-12 * 1e4**attempt * torch.eye(scaled.shape[-1], dtype=scaled.dtype)
+        factor[bad], info[bad] = torch.linalg.cholesky_ex(scaled[bad])
+    step = torch.cholesky_solve((gradient * unit)[..., None], factor)[..., 0]
+    return torch.where((info > 0)[:, None], torch.nan, step * unit)
+
+
+def _offset(state: _State, gradient: Tensor, free: Tensor, active: Tensor, problem: Problem) -> Tensor:
+    """Relative offset of the active problems: sqrt(g' H^-1 g / p) in units of the residual standard deviation."""
+    g, p = gradient[active], gradient.shape[1]
+    newton = _solve(state.gram[active, :-1, :-1], torch.zeros_like(g), g, free[active])
+    decrement = (g * newton).sum(1).clamp(min=0)
+    variance = 2 * state.objective[active] / max(1, problem.observations - p)
+    return (decrement / (p * variance)).sqrt()
+
+
+def _best(result: FitResult, starts: int, keep: int) -> FitResult:
+    """Of every `starts` consecutive problems the `keep` with the smallest objective, converged ones first."""
+    objective = torch.where(result.objective.isfinite(), result.objective, torch.inf).unflatten(0, (-1, starts))
+    order = objective.argsort(dim=1, stable=True)[:, :keep]
+    index = (order + starts * torch.arange(len(order))[:, None]).flatten()
+    pick = lambda array: array[index]  # noqa: E731
+    return FitResult(
+        result.model,
+        pick(result.theta),
+        pick(result.objective),
+        pick(result.converged),
+        pick(result.at_boundary),
+        pick(result.steps),
+        pick(result.gradient_norm),
+        pick(result.offset),
+        tuple(result.message[i] for i in index.tolist()),
+    )

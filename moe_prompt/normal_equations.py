@@ -1,0 +1,81 @@
+r"""J'J, J'r and r'r of many least-squares problems in one pass over their data.
+
+The rows of the Jacobian and, as one extra row, the residual are written feature-major into a chunk that stays in
+cache; the product of the chunk with its own transpose is [J r]'[J r], and the chunks of a problem add up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from moe_prompt.regression import Prepared, RegressionModel
+
+CHUNK_BYTES = 2 << 20  # measured best between half and eight megabytes: cache against the cost of a call
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Replicates times starts: problem k is start k % starts of replicate k // starts."""
+
+    model: RegressionModel
+    prepared: Prepared
+    y: Tensor  # (replicates, o, n)
+    weights: Tensor | None
+    starts: int
+    chunks: dict = field(default_factory=dict)  # views of single replicates, cut once
+
+    @property
+    def observations(self) -> int:
+        return self.y.shape[1] * self.y.shape[2]
+
+    @cached_property
+    def width(self) -> int:
+        """Samples whose Jacobian and residual, side by side, fill a chunk."""
+        return max(256, CHUNK_BYTES // (8 * self.y.shape[1] * (self.model.num_parameters + 1)))
+
+    def square_norm(self) -> Tensor:
+        """sum_i w_i |y_i|^2 of every problem: the scale below which a residual is rounding."""
+        squares = self.y.square().sum(1)
+        return (squares if self.weights is None else squares * self.weights).sum(1).repeat_interleave(self.starts)
+
+    def gram(self, theta: Tensor, index: Tensor) -> Tensor:
+        """[J r]'[J r] (K, p + 1, p + 1) at theta (K, p) of the problems in `index`; r = f - y."""
+        out = theta.new_zeros(len(theta), theta.shape[1] + 1, theta.shape[1] + 1)
+        together = max(1, self.width // self.y.shape[2])
+        for first in range(0, len(theta), together):
+            some = slice(first, first + together)
+            self._accumulate(out[some], theta[some], index[some] // self.starts)
+        return out
+
+    def _accumulate(self, out: Tensor, theta: Tensor, replicates: Tensor) -> None:
+        """Sum the Gram products of all chunks of a few problems."""
+        n, mixture = self.y.shape[2], self.model.at(theta)
+        width, blocks = 0, {}
+        for start in range(0, n, self.width):
+            prepared, y, scale = self._chunk(replicates, slice(start, min(n, start + self.width)))
+            if y.shape[2] != width:
+                width = y.shape[2]
+                joined = theta.new_empty(len(theta), theta.shape[1] + 1, y.shape[1], width)
+                blocks, residual, flat = self.model.blocks(joined), joined[:, -1], joined.flatten(2)
+                product = out if len(theta) > 1 else out[0]
+            torch.sub(mixture(prepared, blocks), y, out=residual)
+            if scale is not None:
+                joined.mul_(scale)
+            product += flat @ flat.mT if len(theta) > 1 else flat[0] @ flat[0].T
+
+    def _chunk(self, replicates: Tensor, samples: slice) -> tuple[Prepared, Tensor, Tensor | None]:
+        """Prepared, observations and square-root weights of some replicates and samples."""
+        if len(replicates) > 1:
+            return self._cut(replicates, samples)
+        key = (int(replicates), samples.start)
+        if key not in self.chunks:
+            self.chunks[key] = self._cut(slice(key[0], key[0] + 1), samples)
+        return self.chunks[key]
+
+    def _cut(self, replicates: Tensor | slice, samples: slice) -> tuple[Prepared, Tensor, Tensor | None]:
+        scale = None if self.weights is None else self.weights[samples].sqrt()
+        return self.prepared.part(replicates, samples), self.y[replicates][..., samples], scale

@@ -1,0 +1,266 @@
+r"""The regression model: a softmax mixture of frozen and prompt experts (arXiv 2402.02952, 2410.02200).
+
+    Y_i = f_{G*}(X_i) + e_i,    e_i ~ N(0, s^2 I)
+    f_G(x) = [ sum_j exp(x^T A_j x + a_j) eta_j x + sum_j' exp(score(x; theta_j') + b_j') value(x; theta_j') ] / D_G(x)
+    score(x; theta) = (B key)^T x,   value(x; theta) = C value,   G = sum_j' exp(b_j') delta_{theta_j'}
+
+B plays W_Q W_K^T / sqrt(d_k) and C plays W_V^T: :meth:`RegressionModel.from_head` builds the same object from row i of
+an attention head, with x the tokens flattened. At least one frozen expert pins the softmax, so every b_j is identified.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from moe_prompt.attention import AttentionHeadMoE
+from moe_prompt.covariates import Covariates
+from moe_prompt.errors import require
+from moe_prompt.families import Covariate, Family, Parameters, family
+from moe_prompt.gates import ExponentialGate, SoftmaxGate
+from moe_prompt.measures import MixingMeasure
+from moe_prompt.prompts import PromptExpert
+
+
+@dataclass(frozen=True)
+class FrozenExperts:
+    """N pre-trained experts with quadratic gates and linear values: A (N, D, D), a (N,), eta (N, o, D)."""
+
+    quadratic: Float64[Tensor, "experts dim dim"]
+    constant: Float64[Tensor, "experts"]
+    values: Float64[Tensor, "experts outputs dim"]
+
+    @classmethod
+    def random(cls, num_experts: int, dim: int, outputs: int, rng: np.random.Generator) -> FrozenExperts:
+        """Scores and values of order one on covariates of order one."""
+        require(num_experts >= 1, f"the softmax needs at least one frozen expert: got {num_experts}.")
+        draw = lambda *shape: torch.from_numpy(rng.standard_normal(shape))  # noqa: E731
+        return cls(
+            draw(num_experts, dim, dim) / dim,
+            0.5 * draw(num_experts),
+            draw(num_experts, outputs, dim) / math.sqrt(dim),
+        )
+
+    def mixture(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of the summed gates (B, n) and the frozen experts' own mixture (B, o, n) at x (B, D, n)."""
+        scores = torch.stack([(x * (a @ x)).sum(1) for a in self.quadratic], 1) + self.constant[:, None]
+        weights = scores.softmax(1)
+        mean = sum(weights[:, j, None] * (eta @ x) for j, eta in enumerate(self.values))
+        return scores.logsumexp(1), mean
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Replicates of one sample size: x (B, n, D), y (B, n, o), and weights (n,) if the mean square is weighted."""
+
+    x: Float64[Tensor, "replicates n dim"]
+    y: Float64[Tensor, "replicates n outputs"]
+    weights: Float64[Tensor, "n"] | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.x.ndim == self.y.ndim == 3 and self.x.shape[:2] == self.y.shape[:2],
+            f"a dataset needs x (replicates, n, dim) and y (replicates, n, outputs): got {tuple(self.x.shape)} and "
+            f"{tuple(self.y.shape)}.",
+        )
+        for name, array in (("x", self.x), ("y", self.y)):
+            bad = int((~array.isfinite()).sum())
+            require(bad == 0, f"data must be finite: {bad} values of {name} are NaN or infinite; remove those rows.")
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def n(self) -> int:
+        return self.x.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything of a sample that does not depend on the prompts, feature-major: computed once, used at every step."""
+
+    at: Covariate
+    log_frozen: Tensor  # (B, 1, n)
+    frozen_mean: Tensor  # (B, o, n)
+
+    def part(self, replicates: Tensor | slice, samples: slice) -> Prepared:
+        """Some replicates and samples of it."""
+        arrays = (self.at.x, self.at.q, self.log_frozen, self.frozen_mean)
+        x, q, log_frozen, frozen_mean = (array[replicates][..., samples] for array in arrays)
+        return Prepared(Covariate(x, q), log_frozen, frozen_mean)
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionModel:
+    r"""The family {f_G}: frozen experts, a prompt expert's formula, B (D, k), C (o, v), a gate, and whether b is free.
+
+    A parameter vector theta (p,) holds b (if `gating_bias`), then the expert's parameters in the order of
+    `named_parameters`. The values inside `expert` are not used, only its shapes.
+    """
+
+    frozen: FrozenExperts
+    expert: PromptExpert
+    key_map: Float64[Tensor, "dim key"]
+    value_map: Float64[Tensor, "outputs value"]
+    gate: ExponentialGate = field(default_factory=SoftmaxGate)
+    gating_bias: bool = True
+    num_tokens: int = 1
+    num_atoms: int = 0  # 0: as many as the expert has prompts
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.gate, ExponentialGate),
+            f"a regression model needs an exponential gate (softmax, NoRGa): got {type(self.gate).__name__}.",
+        )
+        if not self.num_atoms:
+            object.__setattr__(self, "num_atoms", self.expert.num_prompts)
+
+    @classmethod
+    def from_head(
+        cls, head: AttentionHeadMoE, row: int, num_tokens: int, expert: PromptExpert, **options: Any
+    ) -> RegressionModel:
+        """Row `row` of a head on `num_tokens` tokens as a regression model in x = vec(tokens)."""
+        mixture = head.row_mixture(row, num_tokens)
+        frozen = FrozenExperts(mixture.quadratic, mixture.constant, mixture.values)
+        return cls(frozen, expert, mixture.key_map, mixture.value_map, num_tokens=num_tokens, **options)
+
+    def with_atoms(self, num_atoms: int) -> RegressionModel:
+        """The same family with another number of atoms: over-specified when larger than the truth's."""
+        return replace(self, num_atoms=num_atoms)
+
+    # ----------------------------------------------------------------------------------------- parameters
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each parameter block, with this model's number of atoms."""
+        blocks: dict[str, tuple[int, ...]] = {"b": (self.num_atoms,)} if self.gating_bias else {}
+        for name, p in self.expert.named_parameters():
+            shared = self.expert.is_shared(name)
+            blocks[name] = tuple(p.shape) if shared else (self.num_atoms, *p.shape[1:])
+        return blocks
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Name -> place of each block in a parameter vector."""
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        ends = np.cumsum(sizes).tolist()
+        return {name: slice(end - size, end) for name, size, end in zip(self.shapes, sizes, ends, strict=True)}
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def outputs(self) -> int:
+        return self.value_map.shape[0]
+
+    def unflatten(self, theta: Tensor) -> tuple[Tensor, Parameters]:
+        """theta (*batch, p) -> b (*batch, L) and name -> (*batch, *shape)."""
+        require(
+            theta.shape[-1] == self.num_parameters,
+            f"this model has {self.num_parameters} parameters: got a vector of {theta.shape[-1]}.",
+        )
+        blocks = {name: theta[..., self.slices[name]].unflatten(-1, shape) for name, shape in self.shapes.items()}
+        b = blocks.pop("b", None)
+        return theta.new_zeros(*theta.shape[:-1], self.num_atoms) if b is None else b, blocks
+
+    def flatten(self, measure: MixingMeasure) -> Tensor:
+        """The parameter vector of a mixing measure (inverse of :meth:`measure`)."""
+        blocks = {"b": measure.log_weights, **measure.atoms, **measure.shared}
+        batch = measure.log_weights.shape[:-1]
+        return torch.cat([blocks[name].reshape(*batch, -1) for name in self.shapes], -1)
+
+    def measure(self, theta: Tensor) -> MixingMeasure:
+        """theta (*batch, p) as sum_j exp(b_j) delta_{theta_j}."""
+        b, blocks = self.unflatten(theta)
+        shared = {name: block for name, block in blocks.items() if self.expert.is_shared(name)}
+        return MixingMeasure(b, {name: v for name, v in blocks.items() if name not in shared}, shared)
+
+    # ----------------------------------------------------------------------------------------- evaluation
+
+    def prepare(self, x: Float64[Tensor, "replicates n dim"]) -> Prepared:
+        """Reduce covariates to what evaluation needs."""
+        require(x.shape[-1] == len(self.key_map), f"x needs {len(self.key_map)} columns: got {x.shape[-1]}.")
+        x = x.mT.contiguous()
+        log_frozen, frozen_mean = self.frozen.mixture(x)
+        return Prepared(Covariate(x, self.key_map.mT @ x), log_frozen[:, None], frozen_mean)
+
+    def at(self, theta: Float64[Tensor, "batch p"]) -> Mixture:
+        """The mixtures f_G of a batch of parameter vectors."""
+        b, parameters = self.unflatten(theta)
+        return Mixture(
+            self.gate, b[..., None], family(self.expert)(self.expert, self.value_map, self.num_tokens, parameters)
+        )
+
+    def blocks(self, jacobian: Tensor) -> Parameters:
+        """Name -> view (B, *shape, o, n) of a Jacobian's rows (B, p, o, n)."""
+        return {name: jacobian[:, self.slices[name]].unflatten(1, shape) for name, shape in self.shapes.items()}
+
+    def mean(
+        self, theta: Float64[Tensor, "*batch p"], x: Float64[Tensor, "n dim"]
+    ) -> Float64[Tensor, "*batch n outputs"]:
+        """f_G(x) for one or many parameter vectors at the same covariates."""
+        prepared = self.prepare(x[None])
+        means = [self.at(one[None])(prepared)[0].mT for one in theta.reshape(-1, theta.shape[-1])]
+        return torch.stack(means).reshape(*theta.shape[:-1], len(x), self.outputs)
+
+    def jacobian(self, theta: Float64[Tensor, "p"], x: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n outputs p"]:
+        """d f_G(x) / d theta."""
+        out = x.new_empty(1, self.num_parameters, self.outputs, len(x))
+        self.at(theta[None])(self.prepare(x[None]), self.blocks(out))
+        return out[0].permute(2, 1, 0)
+
+
+class Mixture:
+    """f_G at fixed parameters, as a function of reduced covariates."""
+
+    def __init__(self, gate: ExponentialGate, b: Tensor, prompts: Family) -> None:
+        self.gate, self.b, self.prompts = gate, b, prompts
+
+    def __call__(self, prepared: Prepared, jacobian: Parameters | None = None) -> Tensor:
+        r"""f (B, o, n); with `jacobian` given, d f / d theta is written into its blocks.
+
+        d f_o = sum_j g_j { (value_jo - f_o) (link'(s_j) d score_j + d b_j) + d value_jo }.
+        """
+        done = self.prompts.evaluate(prepared.at)
+        score, slope = self.gate.link(done.score)
+        gates = torch.softmax(torch.cat([prepared.log_frozen, score + self.b], 1), 1)
+        g = gates[:, 1:, None]
+        f = (g * done.value).sum(1).addcmul_(gates[:, :1], prepared.frozen_mean)
+        if jacobian is not None:
+            s = torch.mul(g, done.value - f[:, None])
+            if "b" in jacobian:
+                jacobian["b"].copy_(s)
+            s = s if slope is None else s * slope[:, :, None]
+            self.prompts.pullback(prepared.at, done, s[:, :, None], g[:, :, None], jacobian)
+        return f
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """A truth to sample from: a model, its parameter vector, where X comes from, and the noise s."""
+
+    model: RegressionModel
+    theta: Float64[Tensor, "p"]
+    covariates: Covariates
+    noise: float
+
+    def sample(self, n: int, rngs: list[np.random.Generator]) -> Dataset:
+        """One replicate of size n per generator."""
+        require(n >= 1, f"a sample needs n >= 1: got {n}.")
+        x = torch.stack([self.covariates.sample(n, rng) for rng in rngs])
+        clean = self.model.at(self.theta.expand(len(rngs), -1))(self.model.prepare(x)).mT
+        noise = np.stack([rng.standard_normal(clean.shape[1:]) for rng in rngs])
+        return Dataset(x, clean + self.noise * torch.from_numpy(noise))
+
+    def noiseless(self, nodes: int) -> Dataset:
+        """The truth on quadrature nodes of its covariates, with their weights: what a projection is fitted to."""
+        points, weights = self.covariates.nodes(nodes)
+        return Dataset(points[None], self.model.mean(self.theta, points)[None], weights)
