@@ -24,6 +24,7 @@ from moe_prompt.errors import require
 from moe_prompt.measures import MixingMeasure
 from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
+from moe_prompt.secant import SecantTerm
 
 ROUNDING = torch.finfo(torch.float64).eps
 
@@ -69,6 +70,7 @@ class LeastSquares(Estimator):
     box: float = 20.0
     first_rung: int = 1000
     rung_tolerance: float = 0.05
+    rung_steps: int = 50
     keep: int = 2
 
     def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
@@ -88,11 +90,12 @@ class LeastSquares(Estimator):
         for stride in self._rungs(data):
             part = slice(None, None, stride)
             problem = Problem(model, prepared.part(slice(None), part), y[..., part], None, starts.shape[1])
-            result = self._minimise(problem, starts.flatten(0, 1), self.rung_tolerance, damping)
+            result = self._minimise(problem, starts.flatten(0, 1), self.rung_tolerance, self.rung_steps, damping)
             starts = _best(result, starts.shape[1], self.keep).theta.unflatten(0, (len(data), -1))
             damping = 1e-6
         problem = Problem(model, prepared, y, data.weights, starts.shape[1])
-        return _best(self._minimise(problem, starts.flatten(0, 1), self.tolerance, damping), starts.shape[1], 1)
+        result = self._minimise(problem, starts.flatten(0, 1), self.tolerance, self.max_steps, damping)
+        return _best(result, starts.shape[1], 1)
 
     def _rungs(self, data: Dataset) -> list[int]:
         """Strides of the smaller samples, smallest sample first; none where weights make rows unequal."""
@@ -102,17 +105,17 @@ class LeastSquares(Estimator):
             [data.n // self.first_rung] if 2 * self.first_rung <= data.n < 10 * self.first_rung else []
         )
 
-    def _minimise(self, problem: Problem, theta: Tensor, tolerance: float, damping: float) -> FitResult:
+    def _minimise(self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, damping: float) -> FitResult:
         state = _State(problem, theta.clamp(-self.box, self.box), damping)
         floor = ROUNDING**2 * problem.square_norm()
-        for step in range(self.max_steps + 1):
+        for step in range(max_steps + 1):
             gradient, free = state.gradient(), state.free(self.box)
             active = ~state.done
             offset = _offset(state, gradient, free, active, problem)
             state.offset[active] = offset
             state.done[active] |= (offset <= tolerance) | (2 * state.objective[active] <= floor[active])
             state.done[active] |= ~offset.isfinite()
-            if step == self.max_steps or bool(state.done.all()):
+            if step == max_steps or bool(state.done.all()):
                 break
             state.advance(problem, gradient, free, self.box, ~state.done)
         return self._result(problem, state, tolerance, floor)
@@ -157,6 +160,7 @@ class _State:
         self.steps = torch.zeros(len(theta), dtype=torch.int64)
         self.offset = torch.full_like(self.objective, torch.inf)
         self.stuck = torch.zeros(len(theta), dtype=torch.bool)
+        self.secant = SecantTerm(*theta.shape)
         self.done = ~self.gram.isfinite().all((1, 2))
         self.objective[self.done] = torch.inf
 
@@ -171,24 +175,35 @@ class _State:
     def advance(self, problem: Problem, gradient: Tensor, free: Tensor, box: float, active: Tensor) -> None:
         """One damped step of the active problems, kept where it lowers the objective."""
         k = active.nonzero()[:, 0]
-        hessian, g, free = self.gram[k, :-1, :-1], gradient[k], free[k]
-        step = _solve(hessian, self.damping[k, None] * self.scale[k], g, free)
+        step, model = self._step(k, gradient[k], free[k])
         trial = (self.theta[k] - step).clamp(-box, box)
         step = trial - self.theta[k]
         gram = problem.gram(trial, k)
         objective = 0.5 * gram[:, -1, -1]
-        predicted = -(g * step).sum(1) - 0.5 * (step * (hessian @ step[..., None])[..., 0]).sum(1)
+        predicted = -(gradient[k] * step).sum(1) - 0.5 * (step * (model @ step[..., None])[..., 0]).sum(1)
         gained = self.objective[k] - objective
         noise = 32 * ROUNDING * self.objective[k]
         accept = gram.isfinite().all((1, 2)) & ((gained > 1e-4 * predicted) | ((predicted < noise) & (gained > -noise)))
-        ratio = torch.where(predicted > noise, gained / predicted, 1.0)
-        self._damp(k, accept, ratio)
+        self._damp(k, accept, torch.where(predicted > noise, gained / predicted, 1.0))
         kept = k[accept]
+        self.secant.learn(kept, step[accept], self.gram[kept], gram[accept], gained[accept], noise[accept])
         self.theta[kept], self.gram[kept], self.objective[kept] = trial[accept], gram[accept], objective[accept]
         self.scale[kept] = torch.maximum(self.scale[kept], gram[accept].diagonal(dim1=1, dim2=2)[:, :-1])
         self.steps[k] += 1
         self.stuck[k] = ~accept & (self.damping[k] > 1e12)
         self.done |= self.stuck
+
+    def _step(self, k: Tensor, gradient: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """The damped step with the second-order term, without it where the sum is not positive definite; the model."""
+        hessian = self.gram[k, :-1, :-1]
+        ridge = self.damping[k, None] * self.scale[k]
+        model = self.secant.added(k, hessian)
+        step = _solve(model, ridge, gradient, free, attempts=0)
+        refused = ~step.isfinite().all(1)
+        if bool(refused.any()):
+            model = torch.where(refused[:, None, None], hessian, model)
+            step[refused] = _solve(hessian[refused], ridge[refused], gradient[refused], free[refused])
+        return step, model
 
     def _damp(self, k: Tensor, accept: Tensor, ratio: Tensor) -> None:
         """Nielsen's rule: less damping after a good step, geometrically more after each refused one."""
@@ -199,14 +214,16 @@ class _State:
         self.growth[k] = torch.where(accept, 2.0, 2 * self.growth[k])
 
 
-def _solve(hessian: Tensor, ridge: Tensor, gradient: Tensor, free: Tensor) -> Tensor:
-    """(H + diag(ridge))^-1 g on the free parameters, 0 elsewhere, after scaling H to unit diagonal."""
+def _solve(hessian: Tensor, ridge: Tensor, gradient: Tensor, free: Tensor, attempts: int = 3) -> Tensor:
+    """(H + diag(ridge))^-1 g on the free parameters, 0 elsewhere, after scaling H to unit diagonal; NaN if singular."""
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     unit = torch.where(diagonal > 0, diagonal, 1.0).rsqrt() * free
     scaled = hessian * unit[:, :, None] * unit[:, None, :]
     scaled.diagonal(dim1=1, dim2=2).add_(ridge * unit.square() + 1e-14 * free + (~free).to(scaled))
     factor, info = torch.linalg.cholesky_ex(scaled)
-    for attempt in range(3):  # a singular H: a ridge at rounding level, ten thousand times larger at each attempt
+    for attempt in range(
+        attempts
+    ):  # a singular H: a ridge at rounding level, ten thousand times larger at each attempt
         bad = info > 0
         if not bool(bad.any()):
             break
