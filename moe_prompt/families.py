@@ -183,20 +183,22 @@ class LinearGateFamily(Family[LinearGateExpert]):
 class AutogradFamily(Family[PromptExpert]):
     """Score, value and pullback of any expert, one vector-Jacobian product per sample and output."""
 
+    # vmap misplaces any out_dims but 0 where an output does not depend on what it maps over: a constant key or value.
+
     def evaluate(self, at: Covariate) -> Evaluation:
-        over_samples = vmap(self._single, in_dims=(None, 1, 1), out_dims=-1)
-        return Evaluation(*vmap(over_samples)(self.parameters, at.x, at.q))
+        over_samples = vmap(self._single, in_dims=(None, 1, 1))
+        return Evaluation(*(part.movedim(1, -1) for part in vmap(over_samples)(self.parameters, at.x, at.q)))
 
     def pullback(self, at: Covariate, done: Evaluation, s: Tensor, g: Tensor, out: Parameters) -> None:
         def rows(params: Parameters, x: Tensor, q: Tensor, s_x: Tensor, g_x: Tensor) -> Parameters:
             pull = vjp(lambda theta: self._single(theta, x, q), params)[1]
-            value_cotangent = g_x * torch.eye(s_x.shape[1], dtype=g_x.dtype, device=g_x.device)
+            value_cotangent = g_x[:, :, None] * torch.eye(s_x.shape[1], dtype=g_x.dtype, device=g_x.device)
             return vmap(lambda a, b: pull((a, b))[0], in_dims=(1, 1))(s_x, value_cotangent)
 
-        over_samples = vmap(rows, in_dims=(None, 1, 1, 2, 2), out_dims=-1)
+        over_samples = vmap(rows, in_dims=(None, 1, 1, 2, 2))
         jacobian = vmap(over_samples)(self.parameters, at.x, at.q, s[:, :, 0], g[:, :, :, 0])
         for name, block in jacobian.items():
-            out[name].copy_(block.movedim(1, -2))
+            out[name].copy_(block.movedim((1, 2), (-1, -2)))
 
     def _single(self, parameters: Parameters, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         tokens = functional_call(self.expert, parameters, (x.unflatten(0, (self.num_tokens, -1)),))

@@ -11,6 +11,7 @@ an attention head, with x the tokens flattened. At least one frozen expert pins 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -119,6 +120,7 @@ class RegressionModel:
             isinstance(self.gate, ExponentialGate),
             f"a regression model needs an exponential gate (softmax, NoRGa): got {type(self.gate).__name__}.",
         )
+        object.__setattr__(self, "gate", deepcopy(self.gate).requires_grad_(False))
         if not self.num_atoms:
             object.__setattr__(self, "num_atoms", self.expert.num_prompts)
 
