@@ -54,18 +54,17 @@ class Problem:
     def _accumulate(self, out: Tensor, theta: Tensor, replicates: Tensor) -> None:
         """Sum the Gram products of all chunks of a few problems."""
         n, mixture = self.y.shape[2], self.model.at(theta)
-        width, blocks = 0, {}
+        width = 0
         for start in range(0, n, self.width):
             prepared, y, scale = self._chunk(replicates, slice(start, min(n, start + self.width)))
             if y.shape[2] != width:
                 width = y.shape[2]
                 joined = theta.new_empty(len(theta), theta.shape[1] + 1, y.shape[1], width)
-                blocks, residual, flat = self.model.blocks(joined), joined[:, -1], joined.flatten(2)
-                product = out if len(theta) > 1 else out[0]
+                blocks, residual = self.model.blocks(joined), joined[:, -1]
             torch.sub(mixture(prepared, blocks), y, out=residual)
             if scale is not None:
                 joined.mul_(scale)
-            product += flat @ flat.mT if len(theta) > 1 else flat[0] @ flat[0].T
+            _add_gram(joined.flatten(2), out)
 
     def _chunk(self, replicates: Tensor, samples: slice) -> tuple[Prepared, Tensor, Tensor | None]:
         """Prepared, observations and square-root weights of some replicates and samples."""
@@ -79,3 +78,14 @@ class Problem:
     def _cut(self, replicates: Tensor | slice, samples: slice) -> tuple[Prepared, Tensor, Tensor | None]:
         scale = None if self.weights is None else self.weights[samples].sqrt()
         return self.prepared.part(replicates, samples), self.y[replicates][..., samples], scale
+
+
+def _add_gram(rows: Tensor, out: Tensor) -> None:
+    """out += rows rows' for rows (K, m, n): products of halves, so that most of the symmetric half is computed once."""
+    if len(rows) == 1:
+        rows, out = rows[0], out[0]
+    half = (rows.shape[-2] + 15) // 16 * 8  # whole registers of eight numbers
+    first, second = rows[..., :half, :], rows[..., half:, :]
+    out[..., :half, :] += first @ rows.mT
+    out[..., half:, half:] += second @ second.mT
+    out[..., half:, :half] = out[..., :half, half:].mT
