@@ -74,6 +74,12 @@ class Dataset:
         for name, array in (("x", self.x), ("y", self.y)):
             bad = int((~array.isfinite()).sum())
             require(bad == 0, f"data must be finite: {bad} values of {name} are NaN or infinite; remove those rows.")
+        if (w := self.weights) is not None:
+            require(
+                w.shape == (self.n,) and bool(((w >= 0) & w.isfinite()).all()),
+                f"weights must be {self.n} finite numbers of at least 0, one per row: got shape {tuple(w.shape)}, "
+                f"least {float(w.min())}.",
+            )
 
     def __len__(self) -> int:
         return self.x.shape[0]

@@ -49,16 +49,15 @@ def direct(problem: Problem, x: torch.Tensor, theta: torch.Tensor, k: int) -> np
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("expert", EXPERTS)
-@pytest.mark.parametrize("n", [1, 17, WIDTH // 2, WIDTH - 1, WIDTH, WIDTH + 1, 2 * WIDTH, 3 * WIDTH - 1])
+@pytest.mark.parametrize("n", [1, 17, WIDTH - 1, WIDTH, WIDTH + 1, 2 * WIDTH, 3 * WIDTH - 1])
 def test_gram_is_the_sum_over_samples_of_outer_products(n, expert, weighted):
     problem, x, theta = make(expert, n, weighted)
     assert problem.width == WIDTH and problem.observations == OUTPUTS * n
     index = torch.from_numpy(np.random.default_rng(0).permutation(REPLICATES * STARTS)[:-2])
+    expected = np.stack([direct(problem, x, theta[k], k) for k in index.tolist()])
     for _ in range(2):  # the second time from chunks already cut
-        gram = problem.gram(theta[index], index)
-        for row, k in enumerate(index.tolist()):
-            expected = direct(problem, x, theta[k], k)
-            assert np.abs(gram[row].numpy() - expected).max() <= 1e-12 * np.abs(expected).max()
+        error = np.abs(problem.gram(theta[index], index).numpy() - expected)
+        assert (error.max((1, 2)) <= 1e-12 * np.abs(expected).max((1, 2))).all()
 
 
 @pytest.mark.parametrize("weighted", [False, True])
