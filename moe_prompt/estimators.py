@@ -26,7 +26,7 @@ from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.secant import SecantTerm
 
-ROUNDING = torch.finfo(torch.float64).eps
+ROUNDING, TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +61,23 @@ class LeastSquares(Estimator):
     """Batched Levenberg-Marquardt.
 
     A large sample is climbed to: every start is fitted to about `first_rung` evenly spread observations first, the
-    best `keep` of them to ten times as many, and so on to the whole sample, where only the last few steps are left.
-    The best fit there is the estimate. `box` bounds each parameter's absolute value.
+    best `keep` of them to ten times as many, the best of those to ten times as many again, and so on to the whole
+    sample, where only the last few steps are left. `box` bounds each parameter's absolute value.
     """
 
-    tolerance: float = 1e-8
-    max_steps: int = 300
+    tolerance: float = 1e-6
+    max_steps: int = 500
     box: float = 20.0
     first_rung: int = 1000
     rung_tolerance: float = 0.05
-    rung_steps: int = 50
+    rung_steps: int = 30
     keep: int = 2
 
     def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
+        require(
+            data.y.shape[2] == model.outputs,
+            f"this model has {model.outputs} outputs: got y with {data.y.shape[2]}.",
+        )
         observations = data.n * model.outputs
         require(
             observations >= model.num_parameters,
@@ -81,18 +85,20 @@ class LeastSquares(Estimator):
             f"outputs for {model.num_parameters} parameters; take n >= {-(-model.num_parameters // model.outputs)}.",
         )
         require(
-            starts.ndim == 3 and len(starts) == len(data) and starts.shape[2] == model.num_parameters,
-            f"starts must be (replicates, starts, parameters) = ({len(data)}, any, {model.num_parameters}): got "
-            f"{tuple(starts.shape)}.",
+            starts.ndim == 3
+            and starts.shape[1] >= 1
+            and (len(starts), starts.shape[2]) == (len(data), model.num_parameters),
+            f"starts must be (replicates, starts, parameters) = ({len(data)}, at least one, {model.num_parameters}): "
+            f"got {tuple(starts.shape)}.",
         )
         prepared, y = model.prepare(data.x), data.y.mT.contiguous()
-        damping = 1e-3
+        damping, keep = 1e-3, self.keep
         for stride in self._rungs(data):
             part = slice(None, None, stride)
-            problem = Problem(model, prepared.part(slice(None), part), y[..., part], None, starts.shape[1])
+            problem = Problem(model, model.prepare(data.x[:, part]), y[..., part].contiguous(), None, starts.shape[1])
             result = self._minimise(problem, starts.flatten(0, 1), self.rung_tolerance, self.rung_steps, damping)
-            starts = _best(result, starts.shape[1], self.keep).theta.unflatten(0, (len(data), -1))
-            damping = 1e-6
+            starts = _best(result, starts.shape[1], keep).theta.unflatten(0, (len(data), -1))
+            damping, keep = 1e-6, 1
         problem = Problem(model, prepared, y, data.weights, starts.shape[1])
         result = self._minimise(problem, starts.flatten(0, 1), self.tolerance, self.max_steps, damping)
         return _best(result, starts.shape[1], 1)
@@ -101,13 +107,12 @@ class LeastSquares(Estimator):
         """Strides of the smaller samples, smallest sample first; none where weights make rows unequal."""
         if data.weights is not None:
             return []
-        return [s for s in (10**k for k in range(6, 0, -1)) if data.n // s >= self.first_rung] + (
-            [data.n // self.first_rung] if 2 * self.first_rung <= data.n < 10 * self.first_rung else []
-        )
+        sizes = (self.first_rung * 10**k for k in range(9))
+        return [data.n // size for size in sizes if 2 * size <= data.n]
 
     def _minimise(self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, damping: float) -> FitResult:
         state = _State(problem, theta.clamp(-self.box, self.box), damping)
-        floor = ROUNDING**2 * problem.square_norm()
+        floor = (16 * ROUNDING) ** 2 * problem.square_norm()  # a mean is a dozen operations: no residual is nearer 0
         for step in range(max_steps + 1):
             gradient, free = state.gradient(), state.free(self.box)
             active = ~state.done
@@ -183,8 +188,11 @@ class _State:
         predicted = -(gradient[k] * step).sum(1) - 0.5 * (step * (model @ step[..., None])[..., 0]).sum(1)
         gained = self.objective[k] - objective
         noise = 32 * ROUNDING * self.objective[k]
-        accept = gram.isfinite().all((1, 2)) & ((gained > 1e-4 * predicted) | ((predicted < noise) & (gained > -noise)))
-        self._damp(k, accept, torch.where(predicted > noise, gained / predicted, 1.0))
+        told = predicted > 10 * noise  # else the objective is mute, and the gradient, precise to the end, must shrink
+        flatter = self._slope(k, gram, free) < self._slope(k, self.gram[k], free)
+        lower = torch.where(told, gained > 1e-4 * predicted, flatter & (gained > -noise))
+        accept = gram.isfinite().all((1, 2)) & lower
+        self._damp(k, accept, torch.where(told, gained / predicted, 0.9))
         kept = k[accept]
         self.secant.learn(kept, step[accept], self.gram[kept], gram[accept], gained[accept], noise[accept])
         self.theta[kept], self.gram[kept], self.objective[kept] = trial[accept], gram[accept], objective[accept]
@@ -192,6 +200,10 @@ class _State:
         self.steps[k] += 1
         self.stuck[k] = ~accept & (self.damping[k] > 1e12)
         self.done |= self.stuck
+
+    def _slope(self, k: Tensor, gram: Tensor, free: Tensor) -> Tensor:
+        """|g|^2 over the free parameters, each in its own scale."""
+        return (gram[:, :-1, -1].square() / self.scale[k].clamp(min=TINY) * free[k]).sum(1)
 
     def _step(self, k: Tensor, gradient: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
         """The damped step with the second-order term, without it where the sum is not positive definite; the model."""
@@ -243,7 +255,7 @@ def _offset(state: _State, gradient: Tensor, free: Tensor, active: Tensor, probl
 
 
 def _best(result: FitResult, starts: int, keep: int) -> FitResult:
-    """Of every `starts` consecutive problems the `keep` with the smallest objective, converged ones first."""
+    """Of every `starts` consecutive problems the `keep` with the smallest objective, failed ones last."""
     objective = torch.where(result.objective.isfinite(), result.objective, torch.inf).unflatten(0, (-1, starts))
     order = objective.argsort(dim=1, stable=True)[:, :keep]
     index = (order + starts * torch.arange(len(order))[:, None]).flatten()

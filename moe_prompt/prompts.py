@@ -53,6 +53,9 @@ class PromptExpert(nn.Module, ABC):
 
     shared: ClassVar[tuple[str, ...]] = ()
     """Names (or prefixes, up to a dot) of the parameters that all prompts share."""
+    hidden_units: ClassVar[tuple[str, str] | None] = None
+    """Names of a hidden layer's incoming and outgoing weights, where its units can be permuted; needs `activation`."""
+    activation: Activation
 
     @abstractmethod
     def forward(self, tokens: Tokens) -> PromptTokens:
@@ -154,6 +157,7 @@ class FlatAdaptivePrompt(PromptExpert):
     """
 
     shared = ("w2",)
+    hidden_units = ("w1", "w2")
 
     def __init__(
         self,

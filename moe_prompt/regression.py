@@ -28,6 +28,7 @@ from moe_prompt.families import Covariate, Family, Parameters, family
 from moe_prompt.gates import ExponentialGate, SoftmaxGate
 from moe_prompt.measures import MixingMeasure
 from moe_prompt.prompts import PromptExpert
+from moe_prompt.symmetries import HiddenUnits, NoSymmetry, Symmetry
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,13 @@ class RegressionModel:
         shared = {name: block for name, block in blocks.items() if self.expert.is_shared(name)}
         return MixingMeasure(b, {name: v for name, v in blocks.items() if name not in shared}, shared)
 
+    @property
+    def symmetry(self) -> Symmetry:
+        """What leaves every f_G as it is: permuted, flipped or rescaled hidden units, where the expert has them."""
+        if self.expert.hidden_units is None:
+            return NoSymmetry()
+        return HiddenUnits(*self.expert.hidden_units, self.expert.activation)
+
     # ----------------------------------------------------------------------------------------- evaluation
 
     def prepare(self, x: Float64[Tensor, "replicates n dim"]) -> Prepared:
@@ -264,9 +272,13 @@ class Population:
         """One replicate of size n per generator."""
         require(n >= 1, f"a sample needs n >= 1: got {n}.")
         x = torch.stack([self.covariates.sample(n, rng) for rng in rngs])
-        clean = self.model.at(self.theta.expand(len(rngs), -1))(self.model.prepare(x)).mT
+        clean = self.predict(x)
         noise = np.stack([rng.standard_normal(clean.shape[1:]) for rng in rngs])
         return Dataset(x, clean + self.noise * torch.from_numpy(noise))
+
+    def predict(self, x: Float64[Tensor, "replicates n dim"]) -> Float64[Tensor, "replicates n outputs"]:
+        """f_* at the covariates of several replicates."""
+        return self.model.at(self.theta.expand(len(x), -1))(self.model.prepare(x)).mT
 
     def noiseless(self, nodes: int) -> Dataset:
         """The truth on quadrature nodes of its covariates, with their weights: what a projection is fitted to."""

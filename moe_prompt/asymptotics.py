@@ -1,0 +1,102 @@
+r"""What each cell of a study tends to: the Cramer-Rao bound where the model holds the truth, the floor where not.
+
+Matched cells: n Cov(theta_hat) -> s^2 I^{-1}, so E|f_hat - f_*|^2 -> p s^2 / n and the Voronoi loss, to first order a
+sum of norms of the error, has the mean of that sum under N(0, s^2 I^{-1} / n). Mismatched cells: least squares tends
+to the projection argmin_G E|f_G - f_*|^2 and its excess risk to the floor, the minimum, both by quadrature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_prompt.estimators import LeastSquares
+from moe_prompt.identifiability import cramer_rao, information, node_blocks
+from moe_prompt.initializers import Random
+from moe_prompt.losses import VoronoiLoss
+from moe_prompt.rates import RateStudy
+from moe_prompt.regression import Dataset, Population
+
+SMALL = 1e-6  # size of the errors at which the loss is linear to rounding
+GROUPS, STARTS = 32, Random(count=16)  # the projection's search: 512 starts on FEW points, the best KEPT on all nodes
+FEW, KEPT = 4000, 4
+
+
+@dataclass(frozen=True, eq=False)
+class CellLimits:
+    """The limits of one cell; constants multiply n^-1 (risk, squared error) and n^-1/2 (loss)."""
+
+    parameters: int
+    noise: float
+    floor: float = 0.0
+    projection: Tensor | None = None
+    information: Tensor | None = None
+    risk_constant: float | None = None
+    loss_constant: float | None = None
+    squared_error_constant: float | None = None  # s^2 tr I^-1
+    leverage: float | None = None  # to second order the risk is (p s^2 / n) (1 + leverage / n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the terms of JSON, without the information matrix, which the truth determines."""
+        numbers = {k: v for k, v in vars(self).items() if k != "information"}
+        return numbers | {"projection": None if self.projection is None else self.projection.tolist()}
+
+
+def cell_limits(study: RateStudy, truth: str, estimator: str) -> CellLimits:
+    """Limits of the cell (truth, estimator)."""
+    return _matched(study, truth) if study.matched(truth, estimator) else _mismatched(study, truth, estimator)
+
+
+def _matched(study: RateStudy, truth: str) -> CellLimits:
+    population = study.truths[truth]
+    model, theta, noise = population.model, population.theta, population.noise
+    matrix = information(model, theta, population.covariates.nodes(study.nodes))
+    bound = cramer_rao(matrix, noise, n=1)
+    p = model.num_parameters
+    values, vectors = torch.linalg.eigh(bound)
+    draws = torch.from_numpy(np.random.default_rng(0).standard_normal((2000, p)))
+    errors = draws * values.clamp(min=0).sqrt() @ vectors.mT
+    step = SMALL / float(errors.norm(dim=1).mean())
+    loss = float(VoronoiLoss()(model.measure(theta + step * errors), model.measure(theta)).mean()) / step
+    return CellLimits(
+        p,
+        noise,
+        0.0,
+        None,
+        matrix,
+        p * noise**2,
+        loss,
+        float(bound.trace()),
+        _leverage(population, matrix, study.nodes),
+    )
+
+
+def _leverage(population: Population, matrix: Tensor, nodes: int) -> float:
+    """E|J I^{-1} J'|_F^2 / p: how unevenly the covariates carry the information.
+
+    A sample's own information J'J scatters about n I, and the mean of its inverse exceeds I^{-1} / n by the factor
+    1 + leverage / n to second order: rare, informative covariates make a bound that small samples do not reach.
+    """
+    inverse, total = torch.linalg.pinv(matrix, hermitian=True), 0.0
+    for points, root in node_blocks(population.covariates.nodes(nodes)):
+        jacobian = population.model.jacobian(population.theta, points)
+        hat = jacobian @ inverse @ jacobian.mT
+        total += float((root[:, 0, 0].square() * hat.square().sum((1, 2))).sum())
+    return total / len(matrix)
+
+
+def _mismatched(study: RateStudy, truth: str, estimator: str) -> CellLimits:
+    population, model = study.truths[truth], study.contenders[estimator]
+    rngs = [np.random.default_rng([study.seed, group]) for group in range(GROUPS)]
+    clean = replace(population, noise=0.0)
+    few = clean.sample(FEW, rngs[:1])
+    several = Dataset(few.x.expand(GROUPS, -1, -1), few.y.expand(GROUPS, -1, -1))
+    solver = study.estimator if isinstance(study.estimator, LeastSquares) else LeastSquares()
+    found = solver.fit(model, several, STARTS.starts(model, None, rngs))
+    candidates = found.theta[found.objective.argsort()[:KEPT]]
+    best = solver.fit(model, clean.noiseless(study.nodes), candidates[None])
+    return CellLimits(model.num_parameters, population.noise, 2 * float(best.objective[0]), best.theta[0])

@@ -1,0 +1,110 @@
+"""One row per fit in an embedded database: written at once, keyed by the study's content and the fit's coordinates."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moe_prompt.errors import InputError, require
+
+KEY = ("study", "truth", "estimator", "n", "replicate")
+COLUMNS = {
+    "study": "TEXT NOT NULL",
+    "truth": "TEXT NOT NULL",
+    "estimator": "TEXT NOT NULL",
+    "n": "INTEGER NOT NULL",
+    "replicate": "INTEGER NOT NULL",
+    "excess_risk": "REAL",  # E |f_hat - f_*|^2
+    "projection_risk": "REAL",  # E |f_hat - f_projection|^2, misspecified cells
+    "parameter_loss": "REAL",  # Voronoi loss D, matched cells
+    "efficiency": "REAL",  # n e' I e / p, matched cells
+    "squared_error": "REAL",  # |e|^2, matched cells
+    "start_excess_risk": "REAL",  # the same losses, averaged over the starts
+    "start_parameter_loss": "REAL",
+    "objective": "REAL",
+    "objective_at_truth": "REAL",
+    "converged": "INTEGER",
+    "at_boundary": "INTEGER",
+    "missed": "INTEGER",  # the truth fits better than the estimate: not the global minimum
+    "steps": "INTEGER",
+    "gradient_norm": "REAL",
+    "offset": "REAL",
+    "cpu_seconds": "REAL",
+    "message": "TEXT",
+}
+Row = dict[str, Any]
+
+
+class Results:
+    """The rows of studies in one SQLite file, a transaction per batch: a kill loses at most the batch in flight."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(path, timeout=60)
+            columns = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
+            with self.connection as db:
+                db.execute(f"CREATE TABLE IF NOT EXISTS fits ({columns}, PRIMARY KEY ({', '.join(KEY)}))")
+                db.execute(
+                    "CREATE TABLE IF NOT EXISTS notes (study TEXT, name TEXT, value TEXT, PRIMARY KEY (study, name))"
+                )
+            self._check()
+        except (sqlite3.Error, OSError) as error:
+            raise InputError(_advice(path, error)) from None
+
+    def _check(self) -> None:
+        found = {row[1] for row in self.connection.execute("PRAGMA table_info(fits)")}
+        require(
+            found == set(COLUMNS),
+            f"{self.path} has other columns than this version writes: move the file away, or name another folder "
+            "with --out.",
+        )
+        verdict = self.connection.execute("PRAGMA quick_check").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Write the rows of one batch; a row that is there already stays as it is."""
+        rows = list(rows)
+        holes = ", ".join(f":{name}" for name in COLUMNS)
+        try:
+            with self.connection as db:
+                db.executemany(f"INSERT OR IGNORE INTO fits VALUES ({holes})", rows)
+        except sqlite3.Error as error:
+            raise InputError(_advice(self.path, error)) from None
+
+    def done(self, study: str) -> set[tuple[str, str, int, int]]:
+        """Coordinates (truth, estimator, n, replicate) of the rows that a study has."""
+        query = "SELECT truth, estimator, n, replicate FROM fits WHERE study = ?"
+        return set(self.connection.execute(query, (study,)))
+
+    def frame(self, study: str) -> pd.DataFrame:
+        """All rows of a study, in the order of their coordinates."""
+        order = ", ".join(KEY)
+        query = f"SELECT * FROM fits WHERE study = ? ORDER BY {order}"
+        return pd.read_sql_query(query, self.connection, params=(study,))
+
+    def note(self, study: str, name: str, value: Any) -> None:
+        """Keep something about a study that is not a fit: its limits, its runs."""
+        with self.connection as db:
+            db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (study, name, json.dumps(value)))
+
+    def notes(self, study: str) -> dict[str, Any]:
+        """Everything noted about a study."""
+        found = self.connection.execute("SELECT name, value FROM notes WHERE study = ?", (study,))
+        return {name: json.loads(value) for name, value in found}
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def _advice(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) or "unable to open" in str(error) or "readonly" in str(error):
+        return f"cannot write {path} ({error}): name a folder you may write to with --out."
+    return f"{path} is not a usable results database ({error}): move it away and run again; nothing in it was changed."

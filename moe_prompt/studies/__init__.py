@@ -1,0 +1,37 @@
+"""The named studies, one file per claim; a user's own is a Python file that defines `study`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+from moe_prompt.errors import InputError, choose, require
+from moe_prompt.rates import RateStudy
+
+NAMES = {"vpt-vs-vapt": "vpt_vs_vapt", "vpt-vs-vapt-patches": "vpt_vs_vapt_patches"}
+
+
+def load(name: str) -> RateStudy:
+    """A named study, or the `study` of a Python file."""
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    module = choose("study", name, NAMES)
+    return importlib.import_module(f"{__name__}.{module}").build()
+
+
+def _from_file(path: Path) -> RateStudy:
+    require(path.is_file(), f"no study file {path}: name a Python file that defines `study = RateStudy(...)`.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} does not run: {type(error).__name__}: {error}.") from error
+    study = getattr(module, "study", None)
+    if not isinstance(study, RateStudy):
+        raise InputError(f"{path} needs to define `study = RateStudy(...)`: got {type(study).__name__}.")
+    return study
