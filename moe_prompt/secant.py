@@ -3,7 +3,7 @@ r"""The part of the Hessian that Gauss-Newton leaves out, learned from the gradi
 The Hessian of 1/2 |r|^2 is J'J + sum_i r_i d2 r_i. Where residuals do not vanish, as in every misspecified fit, the
 second term decides how fast a fit converges: Gauss-Newton is linear there, with this term superlinear. It is updated so
 that it explains, in the direction just walked, the change of the gradient that J'J does not (Dennis, Gay & Welsch,
-NL2SOL, ACM TOMS 1981), and used while it predicts the objective better than J'J alone.
+NL2SOL, ACM TOMS 1981), and used while it predicts the objective, or near the end the gradient, better than J'J alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ class SecantTerm:
 
     def learn(self, k: Tensor, step: Tensor, old: Tensor, new: Tensor, gained: Tensor, noise: Tensor) -> None:
         """Update from accepted steps (K, p) between Gram matrices `old` and `new` that lowered the objective by
-        `gained`; gains below `noise` are rounding and decide nothing."""
+        `gained`; where gains are near `noise`, rounding, the gradient says which model is better."""
         hessian, gradient = new[:, :-1, :-1], new[:, :-1, -1]
         s_step = _apply(self.s[k], step)
         without = -_dot(old[:, :-1, -1], step) - 0.5 * _dot(step, _apply(old[:, :-1, :-1], step))
         better = (without - 0.5 * _dot(step, s_step) - gained).abs() < (without - gained).abs()
-        self.used[k] = torch.where(gained > 100 * noise, better, self.used[k])
         change = gradient - old[:, :-1, -1]
+        left = change - _apply(old[:, :-1, :-1], step)
+        unit = old.diagonal(dim1=1, dim2=2)[:, :-1].clamp(min=torch.finfo(old.dtype).tiny).rsqrt()
+        closer = ((left - s_step) * unit).norm(dim=1) < (left * unit).norm(dim=1)
+        self.used[k] = torch.where(gained > 100 * noise, better, closer)
         missing = change - _apply(hessian, step)  # what S has to explain
         curvature = _dot(step, s_step)
         size = torch.where(curvature != 0, (_dot(step, missing) / curvature).abs().clamp(max=1.0), 1.0)
