@@ -1,0 +1,224 @@
+r"""What a family can be expected to reach: the limits of one truth, each computed, put into one report.
+
+    exact-specified (as many atoms as the truth)    n^{-1/2}  iff  rank of the Jacobian = parameters - gauge
+    over-specified (more)                           n^{-1/4}  iff  sigma_2 > 0 at every atom
+
+`gauge` counts the directions of the family's continuous symmetry: along those parameters have no meaning, and no error.
+
+References: arXiv 2402.02952, 2405.14124, 2410.02200, 2501.18936. Where they give 1/log n for a family, sigma_2 = 0 with
+an invisible split of finite size says more: no sample size finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from moe_prompt.alignment import Symmetry
+from moe_prompt.covariates import Covariates
+from moe_prompt.curvature import SplitIndex, sigma_2
+from moe_prompt.errors import require
+from moe_prompt.identifiability import (
+    JacobianRank,
+    Nodes,
+    cramer_rao,
+    information,
+    jacobian_rank,
+    quadrature,
+    token_rank,
+    token_vector,
+)
+from moe_prompt.prompts import FlatAdaptivePrompt, PrefixPrompt
+from moe_prompt.regression import RegressionModel
+from moe_prompt.splits import split_distance
+
+FINITE_SPLIT = 0.5
+"""The size at which a split that is invisible to second order is looked for in earnest."""
+
+
+@dataclass(frozen=True)
+class FamilyReport:
+    """Limits of a family at one truth."""
+
+    family: str
+    num_parameters: int
+    rank: int  # of the Jacobian in L2(mu)
+    gauge: int
+    hidden_rank: int | None  # width of VAPT's hidden layer
+    condition: float  # of the Jacobian with unit columns, on its rank
+    gap: tuple[float, float]  # the singular values on either side of the rank, relative to the largest
+    null_directions: tuple[str, ...]
+    cramer_rao_trace: float  # trace of s^2 I^+ at s = 1: n times the least mean square error
+    rate_exact: str
+    sigma_2: float | None  # the least of the atoms
+    sigma_2_relaxed: float | None
+    rate: str
+    direction: str | None  # along which the split is least visible, or invisible
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields in the terms of JSON."""
+        return {**asdict(self), "gap": list(self.gap), "null_directions": list(self.null_directions)}
+
+
+@dataclass(frozen=True)
+class _OverSpecified:
+    rate: str
+    reason: str
+    sigma_2: float | None = None
+    sigma_2_relaxed: float | None = None
+    direction: str | None = None
+
+
+def describe(
+    model: RegressionModel,
+    theta: Float[Tensor, "p"],
+    covariates: Covariates | Nodes,
+    symmetry: Symmetry | None = None,
+    name: str | None = None,
+) -> FamilyReport:
+    """The limits of the truth f_theta within its family, for any expert, a user's own included.
+
+    Without a `symmetry` the gauge is what changes no prompt token. The expert is taken in float64 and in evaluation
+    mode. Raises InputError for a theta that is not float64 or not of the model's length.
+    """
+    require(theta.dtype == torch.float64, f"limits are computed in float64: got theta of {theta.dtype}; use .double().")
+    model = replace(model, expert=deepcopy(model.expert).double().eval())
+    nodes = quadrature(covariates)
+    ranks = jacobian_rank(model, theta, nodes)
+    p, rank = len(theta), ranks.rank
+    gauge = symmetry.dimension(model.measure(theta)) if symmetry else p - token_rank(model, theta, nodes).rank
+    identified = rank == p - gauge
+    over = _over_specified(model, theta, nodes) if identified else _deficient(ranks, gauge)
+    return FamilyReport(
+        name or type(model.expert).__name__,
+        p,
+        rank,
+        gauge,
+        model.expert.w1.shape[1] if isinstance(model.expert, FlatAdaptivePrompt) else None,
+        ranks.condition,
+        ranks.gap,
+        tuple(str(direction) for direction in ranks.null_directions),
+        float(cramer_rao(information(model, theta, nodes), noise=1.0, n=1).trace()),
+        ("n^-1/2" if gauge == 0 else f"n^-1/2 up to gauge {gauge}") if identified else "not identifiable",
+        **vars(over),
+    )
+
+
+def _deficient(ranks: JacobianRank, gauge: int) -> _OverSpecified:
+    nullity = len(ranks.names) - ranks.rank
+    return _OverSpecified(
+        "not identifiable",
+        f"f does not move along {nullity} directions of theta, {gauge} of which are symmetries.",
+        direction=str(ranks.null_directions[0]),
+    )
+
+
+def _over_specified(model: RegressionModel, theta: Tensor, nodes: Nodes) -> _OverSpecified:
+    if not model.gating_bias:
+        return _OverSpecified("-", "Halves of a split share a mass: without free log-weights b there is no split.")
+    if remainder_order(model, theta, nodes) < 1:
+        return _OverSpecified(
+            "-", "The expert has a kink in its parameters: no second derivative in L2(mu), so no sigma_2."
+        )
+    vacuous = sharing_is_vacuous(model, theta, nodes)
+    if vacuous:
+        model, theta = as_prefix(model, theta, nodes)
+    split = min((sigma_2(model, theta, nodes, atom) for atom in range(model.num_atoms)), key=lambda s: s.sigma_2)
+    rate, reason = _verdict(model, theta, nodes, split)
+    if vacuous:
+        reason = f"With {model.num_atoms + 1} atoms keys and values are free, so sigma_2 is a free prefix's. {reason}"
+    return _OverSpecified(rate, reason, split.sigma_2, split.relaxed, split.direction.words(3))
+
+
+def _verdict(model: RegressionModel, theta: Tensor, nodes: Nodes, split: SplitIndex) -> tuple[str, str]:
+    if not split.vanishes:
+        return "n^-1/4", f"A split of size t moves f by {split.sigma_2:.2g} e^b t^2 or more."
+    t, a = FINITE_SPLIT, split.direction
+    searches = ((a.vector, 0), (None, 4))  # the flat split is nearly always at the predicted place
+    found = (split_distance(model, theta, nodes, split.atom, t, start, starts).ratio for start, starts in searches)
+    if any(ratio <= 1e-6 * split.unprojected for ratio in found):
+        return "not identifiable", f"A split of size {t} along {a} leaves f as it is."
+    return "slower than n^-1/4", f"Splits along {a} are invisible to second order, at size {t} they are not."
+
+
+def remainder_order(model: RegressionModel, theta: Float64[Tensor, "p"], nodes: Nodes) -> float:
+    """The power of h in |J(theta + h u) - 2 J(theta) + J(theta - h u)|_{L2(mu)}, over random unit u.
+
+    2 for smooth experts, 3/2 where the second derivative jumps, 1/2 where the first does: below 1 there is no second
+    derivative in L2(mu).
+    """
+    points, weights = nodes
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.nn.functional.normalize(torch.randn(4, len(theta), generator=generator, dtype=torch.float64))
+    with torch.no_grad():
+        centre = model.jacobian(theta, points)
+
+        def remainder(h: float) -> Tensor:
+            bends = (
+                model.jacobian(theta + h * u, points) - 2 * centre + model.jacobian(theta - h * u, points) for u in unit
+            )
+            return torch.stack([bend.square().sum((1, 2)) @ weights for bend in bends]).sum().sqrt()
+
+        coarse, fine = 0.2, 0.02
+        return float((remainder(coarse) / remainder(fine)).log10()) / torch.tensor(coarse / fine).log10().item()
+
+
+def sharing_is_vacuous(model: RegressionModel, theta: Float64[Tensor, "p"], nodes: Nodes) -> bool:
+    """Whether with one atom more a constant prompt's shared parameters no longer tie its keys and values together.
+
+    That is: tokens do not depend on x, there are more parameters than in free prefixes of L + 1 atoms, and the map
+    from parameters to keys and values has full rank at a generic point.
+    """
+    one, other = (token_vector(model, theta, x) for x in nodes[0][[0, -1]])
+    if not torch.equal(one, other):
+        return False
+    more = model.with_atoms(model.num_atoms + 1)
+    free = len(one) // model.num_atoms * more.num_atoms
+    generator = torch.Generator().manual_seed(0)
+    draws = 0.5 * torch.randn(3, more.num_parameters, generator=generator, dtype=torch.float64)
+    return more.num_parameters > free and max(token_rank(more, draw, nodes).rank for draw in draws) == free
+
+
+def as_prefix(model: RegressionModel, theta: Float64[Tensor, "p"], nodes: Nodes) -> tuple[RegressionModel, Tensor]:
+    """The same f with the keys and values of constant prompts as its parameters."""
+    key, value = model.key_map.shape[1], model.value_map.shape[1]
+    free = replace(model, expert=PrefixPrompt(model.num_atoms, key, value_dim=value))
+    with torch.no_grad():
+        return free, token_vector(model, theta, nodes[0][0])
+
+
+def render(reports: Sequence[FamilyReport]) -> str:
+    """The reports as a plain-text table, with a sentence on how to read it."""
+    head = ("family", "p", "rank", "gauge", "cond", "sigma_2", "exact", "over-specified", "least visible split")
+    rows = [head, *(_cells(report) for report in reports)]
+    widths = [max(len(row[c]) for row in rows) for c in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join([*lines, "", _HOW_TO_READ])
+
+
+_HOW_TO_READ = """\
+A fit with as many atoms as the truth errs as n^-1/2 when the rank is p - gauge; with more atoms the split one errs as
+n^-1/4 when sigma_2 > 0, and no sample size finds the split when f does not change along it. Each rate is that of a
+family in its own model: it does not say which family comes nearer to a truth of another."""
+
+
+def _cells(report: FamilyReport) -> tuple[str, ...]:
+    return (
+        report.family,
+        str(report.num_parameters),
+        str(report.rank),
+        str(report.gauge),
+        f"{report.condition:.0f}",
+        "-" if report.sigma_2 is None else f"{report.sigma_2:.1e}" if report.rate == "n^-1/4" else "0",
+        report.rate_exact,
+        report.rate,
+        report.direction or "-",
+    )

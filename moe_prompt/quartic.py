@@ -1,0 +1,114 @@
+r"""The least length of a quadratic map on the unit sphere, and of its convex hull.
+
+For symmetric T (q, q, m), T[M] = sum_kl M_kl T_kl in R^m,
+
+    least     min |T[a a^T]|  over |a| = 1:                a quartic form, searched from many starts
+    relaxed   min |T[M]|      over M >= 0, trace M = 1:    convex, with a certificate
+
+The second is a lower bound of the first: for every unit vector u of R^m, |T[M]| >= <u, T[M]> >= the least eigenvalue
+of sum_m u_m T_m.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from scipy.optimize import nnls
+from torch import Tensor
+
+Form = Float64[Tensor, "q q m"]
+_STEPS = 200
+
+
+def least(form: Form, starts: int = 64, seed: int = 0) -> tuple[float, Float64[Tensor, "q"], Float64[Tensor, "s q"]]:
+    """min |T[a a^T]|, its a (of several, the one with fewest coordinates), and where every start ended.
+
+    Starts are the axes and `starts` random directions. Newton's method on the sphere, with the Hessian's eigenvalues
+    by absolute value so that saddles repel, damped until every step descends.
+
+    >>> form = torch.diag_embed(torch.eye(3, dtype=torch.float64))  # T[a a^T] = (a_1^2, a_2^2, a_3^2)
+    >>> round(least(form)[0], 12) == round(3**-0.5, 12)
+    True
+    """
+    q, scale = len(form), float(form.abs().max()) or 1.0
+    noise = torch.randn(starts, q, dtype=form.dtype, generator=torch.Generator().manual_seed(seed))
+    a, value = _descend(form / scale, torch.cat([torch.eye(q, dtype=form.dtype), noise / noise.norm(dim=1)[:, None]]))
+    length = (2 * value).sqrt()
+    near = length <= length.min() * (1 + 1e-6) + 1e-9
+    best = int(torch.where(near, a.abs().sum(1), torch.inf).argmin())
+    sign = torch.sign(a[best, a[best].abs().argmax()])
+    return scale * float(length[best]), sign * a[best], a
+
+
+def relaxed(form: Form, directions: Float64[Tensor, "s q"], steps: int = 200) -> tuple[float, float]:
+    """An upper and a lower bound of min |T[M]| over M >= 0, trace M = 1, equal at convergence.
+
+    Column generation: the shortest convex combination of T[a a^T] over a list of a that begins with
+    `directions`; the least eigenvector of sum_m u_m T_m, u along that combination, joins until it promises no less.
+    """
+    columns = torch.einsum("sk,sl,klm->sm", directions, directions, form).numpy()
+    scale, lower = float(form.abs().max()) or 1.0, 0.0
+    for _ in range(steps):
+        weights = _shortest(columns / scale)
+        columns, weights = columns[weights > 0], weights[weights > 0]
+        shortest = weights @ columns
+        upper = float(np.linalg.norm(shortest))
+        if upper <= 1e-9 * scale:
+            return upper, lower
+        values, vectors = torch.linalg.eigh(form @ torch.from_numpy(shortest / upper))
+        lower = max(lower, float(values[0]))
+        if upper - lower <= 1e-6 * upper:
+            break
+        new = torch.einsum("k,l,klm->m", vectors[:, 0], vectors[:, 0], form)
+        columns = np.concatenate([columns, new.numpy()[None]])
+    return upper, lower
+
+
+def _descend(form: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Where every start ends, and 1/2 |T[a a^T]|^2 there."""
+    damping = torch.full_like(a[:, 0], 1e-3)
+    value, gradient, hessian = _derivatives(form, a)
+    for _ in range(_STEPS):
+        moved = _newton(a, gradient, hessian, damping)
+        new = _derivatives(form, moved)
+        good = new[0] <= value
+        still = ((moved - a).norm(dim=1) < 1e-14) | ~good
+        a, gradient = torch.where(good[:, None], moved, a), torch.where(good[:, None], new[1], gradient)
+        hessian, value = torch.where(good[:, None, None], new[2], hessian), torch.where(good, new[0], value)
+        damping = torch.where(good, damping / 5, damping * 4).clamp(1e-14, 1e14)
+        if bool((still & (good | (damping > 1e8))).all()):
+            break
+    return a, value
+
+
+def _derivatives(form: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1/2 |T[a a^T]|^2 with its gradient and Hessian in R^q."""
+    slope = torch.einsum("klm,sl->skm", form, a)
+    residual = torch.einsum("skm,sk->sm", slope, a)
+    gradient = 2 * torch.einsum("skm,sm->sk", slope, residual)
+    hessian = 4 * slope @ slope.mT + 2 * torch.einsum("klm,sm->skl", form, residual)
+    return 0.5 * residual.square().sum(1), gradient, hessian
+
+
+def _newton(a: Tensor, gradient: Tensor, hessian: Tensor, damping: Tensor) -> Tensor:
+    """One damped step along the sphere from every point."""
+    identity = torch.eye(a.shape[1], dtype=a.dtype)
+    normal = a[:, :, None] * a[:, None]
+    tangent = identity - normal
+    radial = (a * gradient).sum(1)[:, None, None]
+    curvature = tangent @ (hessian - radial * identity) @ tangent + normal
+    values, vectors = torch.linalg.eigh(curvature)
+    size = values.abs() + damping[:, None] * values.abs().amax(1, keepdim=True) + 1e-300
+    step = (vectors @ ((vectors.mT @ tangent @ gradient[..., None]) / size[..., None]))[..., 0]
+    moved = a - step
+    return moved / moved.norm(dim=1, keepdim=True)
+
+
+def _shortest(columns: np.ndarray) -> np.ndarray:
+    """Weights of the shortest vector in the convex hull of the rows; least squares is blind to their total."""
+    system = np.concatenate([columns.T, np.ones((1, len(columns)))])
+    target = np.zeros(len(system))
+    target[-1] = 1.0
+    weights = nnls(system, target, maxiter=50 * len(columns))[0]
+    return weights / weights.sum()
