@@ -22,8 +22,7 @@ from moe_prompt.rates import RateStudy
 from moe_prompt.regression import Dataset, Population
 
 SMALL = 1e-6  # size of the errors at which the loss is linear to rounding
-GROUPS, STARTS = 32, Random(count=16)  # the projection's search: 512 starts on FEW points, the best KEPT on all nodes
-FEW, KEPT = 4000, 4
+FEW, KEPT = 2000, 12  # the projection's search: random starts on FEW points, the best KEPT of them on all nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +90,12 @@ def _leverage(population: Population, matrix: Tensor, nodes: int) -> float:
 
 def _mismatched(study: RateStudy, truth: str, estimator: str) -> CellLimits:
     population, model = study.truths[truth], study.contenders[estimator]
-    rngs = [np.random.default_rng([study.seed, group]) for group in range(GROUPS)]
-    clean = replace(population, noise=0.0)
-    few = clean.sample(FEW, rngs[:1])
-    several = Dataset(few.x.expand(GROUPS, -1, -1), few.y.expand(GROUPS, -1, -1))
     solver = study.estimator if isinstance(study.estimator, LeastSquares) else LeastSquares()
-    found = solver.fit(model, several, STARTS.starts(model, None, rngs))
-    candidates = found.theta[found.objective.argsort()[:KEPT]]
+    clean, rng = replace(population, noise=0.0), np.random.default_rng(study.seed)
+    few = clean.sample(FEW, [rng])
+    starts = Random(count=study.projection_starts).draw(model, None, rng)
+    repeated = Dataset(few.x.expand(len(starts), -1, -1), few.y.expand(len(starts), -1, -1))
+    found = replace(solver, tolerance=1e-3).fit(model, repeated, starts[:, None])
+    candidates = found.theta[found.objective.nan_to_num(nan=torch.inf).argsort()[:KEPT]]
     best = solver.fit(model, clean.noiseless(study.nodes), candidates[None])
     return CellLimits(model.num_parameters, population.noise, 2 * float(best.objective[0]), best.theta[0])

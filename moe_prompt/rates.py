@@ -29,7 +29,8 @@ class RateStudy:
 
     A cell is matched where truth and contender have the same name: the same family, exact-specified. `window` is the
     range of n on which slopes are fitted, fixed here, before any row exists. `nodes` is the size of the quadrature for
-    expectations under the covariates.
+    expectations under the covariates, `projection_starts` the number of starts from which the best approximation of a
+    truth by another family is sought.
     """
 
     name: str
@@ -43,8 +44,9 @@ class RateStudy:
     starts: Initializer = field(default_factory=Random)
     seed: int = 0
     nodes: int = 12**4
+    projection_starts: int = 256
     quick_sizes: tuple[int, ...] = ()
-    quick_replicates: int = 20
+    quick_replicates: int = 25
 
     def __post_init__(self) -> None:
         low, high = self.window
@@ -62,7 +64,12 @@ class RateStudy:
 
     def quick(self) -> RateStudy:
         """A few sizes and replicates of the same study: its rows are among the full one's."""
-        return replace(self, sizes=self.quick_sizes or self.sizes[::3], replicates=self.quick_replicates)
+        return replace(
+            self,
+            sizes=self.quick_sizes or self.sizes[:-1:2],
+            replicates=self.quick_replicates,
+            projection_starts=min(64, self.projection_starts),
+        )
 
     def matched(self, truth: str, estimator: str) -> bool:
         return truth == estimator
@@ -106,7 +113,7 @@ def fit_rate(
     >>> round(fit_rate(exact, (100, 10000)).slope, 12)
     -0.5
     """
-    reduce: Callable[..., Any] = {"mean": np.mean, "median": np.median}[statistic]
+    reduce: Callable[..., Any] = np.median if statistic == "median" else np.mean
     inside = {n: np.asarray(e, float) for n, e in sorted(errors.items()) if window[0] <= n <= window[1] and len(e)}
     inside = {n: e[np.isfinite(e)] for n, e in inside.items()}
     inside = {n: e for n, e in inside.items() if len(e) and reduce(e) > 0}
@@ -118,4 +125,8 @@ def fit_rate(
     resampled = [reduce(e[rng.integers(len(e), size=(resamples, len(e)))], axis=1) for e in inside.values()]
     centred = (log_n - log_n.mean()) / np.square(log_n - log_n.mean()).sum()
     slopes = centred @ np.log(np.maximum(resampled, np.finfo(float).tiny))
-    return RateFit(float(slope), float(slopes.std(ddof=1)), float(intercept))
+    fewest = min(map(len, inside.values()))
+    small_sample = np.sqrt(
+        fewest / max(1, fewest - 1)
+    )  # a resample of R values varies by (R - 1) / R of their variance
+    return RateFit(float(slope), float(slopes.std(ddof=1) * small_sample), float(intercept))

@@ -74,8 +74,13 @@ def run(
     began, fits, cost = time.time(), 0, 0
     total = sum(batch.cost for batch in batches)
     limits = {cell: cell_limits(study, *cell) for cell in sorted({(b.truth, b.estimator) for b in batches})}
+    known = results.notes(study.key)
     for cell, limit in limits.items():
-        results.note(study.key, "limits " + " ".join(cell), limit.to_dict())
+        name = "limits " + " ".join(cell)
+        if (
+            name not in known or limit.floor < known[name]["floor"] or limit.floor == 0
+        ):  # a floor found is an upper bound
+            results.note(study.key, name, limit.to_dict())
     for batch, rows in _compute(study, limits, batches, jobs, dask):
         results.add(rows)
         fits, cost = fits + len(rows), cost + batch.cost

@@ -189,6 +189,12 @@ def symmetry(expert: PromptExpert) -> Symmetry | None:
     return None
 
 
+def report(expert: str, activation: str | None = None, rank: int | None = None) -> FamilyReport:
+    """The limits of one recipe, named as it was asked for."""
+    words = [expert, activation, None if rank is None else f"rank {rank}"]
+    return describe(*select(expert, activation, rank).build(), name=", ".join(word for word in words if word))
+
+
 def table() -> list[FamilyReport]:
     """Every row of the table, computed: about half a minute on one core."""
     return [describe(*recipe.build(), name=name) for name, recipe in FAMILIES.items()]

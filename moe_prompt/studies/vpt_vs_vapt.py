@@ -59,6 +59,4 @@ def build() -> RateStudy:
         window=(1000, 100_000),
         estimator=LeastSquares(box=BOX),
         starts=Random(count=16),
-        quick_sizes=SIZES[::3],
-        quick_replicates=10,
     )

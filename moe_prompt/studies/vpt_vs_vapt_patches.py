@@ -45,7 +45,7 @@ def build() -> RateStudy:
     truths["vapt"].theta[models["vapt"].slices["w1"]] /= 2
     return RateStudy(
         name="vpt-vs-vapt-patches",
-        claim="on tokens of real pictures too, VPT and VAPT each learn at n^-1/2 in their own model, not in the other's",
+        claim="on real pictures too, VPT and VAPT each learn at n^-1/2 in their own model and not in the other's",
         truths=truths,
         contenders=models,
         sizes=SIZES,
@@ -53,6 +53,4 @@ def build() -> RateStudy:
         window=(10_000, 100_000),
         estimator=LeastSquares(box=3.0),
         starts=Random(count=16, scale=0.5),
-        quick_sizes=SIZES[::3],
-        quick_replicates=10,
     )

@@ -1,0 +1,132 @@
+"""Rows of a study on disk: the database while it runs, exported rows with their provenance once it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from moe_prompt.errors import InputError, require
+from moe_prompt.rates import RateStudy
+from moe_prompt.results import COLUMNS, Results
+
+FORMATS = ("csv", "parquet")
+
+
+class Evidence(NamedTuple):
+    """The rows of a study and what was noted beside them; `source` says where they were found."""
+
+    rows: pd.DataFrame
+    notes: Mapping[str, Any]
+    source: Path
+
+
+def database(folder: Path, name: str) -> Path:
+    return folder / f"{name}.sqlite"
+
+
+def load_evidence(study: RateStudy, folder: Path) -> Evidence:
+    """Rows of this study, its sizes and replicates only, from the database in `folder` or else from an export there."""
+    for find in (_from_database, _from_export):
+        found = find(study, folder)
+        if found is not None:
+            rows = found.rows
+            kept = rows[rows.n.isin(study.sizes) & (rows.replicate < study.replicates)]
+            if len(kept):
+                return found._replace(rows=kept.reset_index(drop=True))
+    raise InputError(
+        f"no rows of study {study.name} (seed {study.seed}) in {folder}: run it first, `moe-prompt study run "
+        f"{study.name}`, or name the folder that has them with --out."
+    )
+
+
+def export(study: RateStudy, folder: Path, format: str = "csv") -> list[Path]:
+    """Write the rows of the database as CSV or Parquet and their provenance as JSON, beside the database."""
+    require(format in FORMATS, f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
+    found = _from_database(study, folder)
+    require(found is not None, f"no rows of study {study.name} in {database(folder, study.name)}: run it first.")
+    assert found is not None
+    rows = found.rows.drop(columns="study")
+    table, about = folder / f"{study.name}.{format}", folder / f"{study.name}.json"
+    try:
+        if format == "csv":
+            rows.to_csv(table, index=False, float_format="%.8g", lineterminator="\n")
+        else:
+            rows.to_parquet(table, index=False)
+        about.write_text(json.dumps(_provenance(study, found), indent=1) + "\n")
+    except ImportError:
+        raise InputError("Parquet needs pyarrow: pip install pyarrow, or export as csv.") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error}): name a folder you may write to with --out.") from None
+    return [table, about]
+
+
+def environment() -> dict[str, Any]:
+    """What a run was made with."""
+    packages = {name: version(name) for name in ("moe-prompt", "torch", "numpy", "scipy", "pandas")}
+    machine = {"python": platform.python_version(), "system": platform.system(), "cores": os.cpu_count()}
+    return {"packages": packages, "machine": machine, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this runs from, marked if the tree has changes; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return shown.stdout.strip() or None if shown.returncode == 0 else None
+
+
+def _from_database(study: RateStudy, folder: Path) -> Evidence | None:
+    path = database(folder, study.name)
+    if not path.exists():
+        return None
+    results = Results(path)
+    rows, notes = results.frame(study.key), results.notes(study.key)
+    results.close()
+    return Evidence(rows, notes, path) if len(rows) else None
+
+
+def _from_export(study: RateStudy, folder: Path) -> Evidence | None:
+    table, about = folder / f"{study.name}.csv", folder / f"{study.name}.json"
+    if not (table.exists() and about.exists()):
+        return None
+    try:
+        provenance = json.loads(about.read_text())
+        rows = pd.read_csv(table, keep_default_na=True)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{table} or {about.name} cannot be read ({error}): export the study again.") from None
+    if provenance.get("key") != study.key:
+        return None
+    missing = set(COLUMNS) - set(rows.columns) - {"study"}
+    require(not missing, f"{table} lacks the columns {', '.join(sorted(missing))}: export the study again.")
+    return Evidence(rows, provenance["notes"], table)
+
+
+def _provenance(study: RateStudy, found: Evidence) -> dict[str, Any]:
+    return {
+        "study": study.name,
+        "key": study.key,
+        "claim": study.claim,
+        "seed": study.seed,
+        "sizes": study.sizes,
+        "replicates": study.replicates,
+        "window": study.window,
+        "fits": len(found.rows),
+        "cpu_hours": round(float(found.rows.cpu_seconds.sum()) / 3600, 3),
+        "notes": found.notes,
+    }

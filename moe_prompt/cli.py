@@ -1,0 +1,215 @@
+"""The command line: a sentence and exit code 2 for bad input, never a traceback, and nothing computed is lost."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: idle threads sleep instead of spinning
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from moe_prompt.errors import InputError, require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from moe_prompt.rates import RateStudy
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+study_app = typer.Typer(no_args_is_help=True, help="Rate studies: error against sample size.")
+app.add_typer(study_app, name="study")
+
+RESULTS = Path("experiments/results")
+Name = Annotated[str, typer.Argument(help="A study of `study list`, or a Python file that defines `study`.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A few sizes and replicates: a picture in a minute.")]
+Seed = Annotated[Optional[int], typer.Option(help="Another seed than the study's own: other data, other rows.")]
+Out = Annotated[Path, typer.Option(help="Folder of databases, exports and figures.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def main() -> None:
+    """Entry point of `moe-prompt`."""
+    try:
+        app()
+    except InputError as error:
+        print(f"moe-prompt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("moe-prompt: stopped; finished batches are in the database, run again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+@study_app.command("list")
+def study_list() -> None:
+    """Name and claim of every study."""
+    from moe_prompt.studies import NAMES, load
+
+    for name in NAMES:
+        study = load(name)
+        fits = len(study.truths) * len(study.contenders) * len(study.sizes) * study.replicates
+        print(f"{name:22s} {fits:6d} fits   {study.claim}")
+
+
+@study_app.command("run")
+def study_run(
+    name: Name,
+    quick: Quick = False,
+    jobs: Annotated[Optional[int], typer.Option(help="Worker processes; all cores by default.")] = None,
+    seed: Seed = None,
+    out: Out = RESULTS,
+    dask: Annotated[Optional[str], typer.Option(help="A Dask scheduler's address, or `local`.")] = None,
+) -> None:
+    """Compute the rows of a study that are not there yet."""
+    from moe_prompt import archive, runner
+    from moe_prompt.progress import Progress
+    from moe_prompt.results import Results
+
+    study = _study(name, quick, seed)
+    jobs = (os.cpu_count() or 1) if jobs is None else jobs
+    require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
+    results = Results(archive.database(out, study.name))
+    results.note(study.key, "environment", archive.environment())
+    with Progress(study.name) as progress:
+        fits = runner.run(study, results, jobs, dask, progress)
+    results.close()
+    found = f"{fits} new fits" if fits else "every fit was there already"
+    print(f"{study.name}: {found}; rows in {archive.database(out, study.name)}")
+
+
+@study_app.command("show")
+def study_show(name: Name, quick: Quick = False, seed: Seed = None, out: Out = RESULTS, json_: Json = False) -> None:
+    """Slopes, efficiencies and floors of a study, and its figure."""
+    from moe_prompt import archive, summaries
+
+    study = _study(name, quick, seed)
+    rows, notes, source = archive.load_evidence(study, out)
+    cells = summaries.summarize(study, rows, notes)
+    if json_:
+        print(json.dumps({"study": study.name, "key": study.key, "cells": [c.to_dict() for c in cells]}, indent=1))
+        return
+    from moe_prompt.plotting import draw_rates
+
+    print(summaries.table(cells), summaries.caption(study, cells), sep="\n\n")
+    figure = _save(draw_rates(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}")
+    print(f"\nrows   {source}\nfigure {figure}")
+
+
+@study_app.command("export")
+def study_export(
+    name: Name,
+    seed: Seed = None,
+    out: Out = RESULTS,
+    format: Annotated[str, typer.Option(help="csv or parquet.")] = "csv",
+) -> None:
+    """Write the rows of a study as CSV or Parquet, with their provenance as JSON."""
+    from moe_prompt import archive
+
+    for path in archive.export(_study(name, False, seed), out, format):
+        print(path)
+
+
+@app.command()
+def identifiability(
+    expert: Annotated[
+        Optional[str], typer.Option(help="vpt, prefix, reparameterized, vapt, linear-gate, norga.")
+    ] = None,
+    activation: Annotated[Optional[str], typer.Option(help="tanh, gelu, sigmoid, relu, linear, square.")] = None,
+    rank: Annotated[Optional[int], typer.Option(help="Hidden units of an adaptive prompt.")] = None,
+    json_: Json = False,
+) -> None:
+    """Jacobian rank, Cramer-Rao bound, sigma_2 and the rate they predict; without options, for every family."""
+    from moe_prompt import limits, zoo
+
+    require(
+        expert is not None or (activation is None and rank is None),
+        f"--activation and --rank belong to an expert: name one of {', '.join(zoo.EXPERTS)} with --expert.",
+    )
+    reports = zoo.table() if expert is None else [zoo.report(expert, activation, rank)]
+    if json_:
+        print(json.dumps({"families": [report.to_dict() for report in reports]}, indent=1))
+    else:
+        print(limits.render(reports))
+
+
+@app.command()
+def view(
+    image: Annotated[Path, typer.Option(help="Any picture that Pillow reads.")],
+    random_head: Annotated[
+        bool, typer.Option("--random-head", help="A randomly initialised block (the default).")
+    ] = False,
+    weights: Annotated[Optional[Path], typer.Option(help="A safetensors file with a block's tensors.")] = None,
+    prompt: Annotated[str, typer.Option(help="vapt or vpt.")] = "vapt",
+    num_prompts: Annotated[int, typer.Option(help="Prompt experts.")] = 10,
+    block: Annotated[int, typer.Option(help="Which block of the file.")] = 0,
+    heads: Annotated[Optional[int], typer.Option(help="Heads of the block.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of what is random.")] = 0,
+    out: Annotated[Path, typer.Option(help="The figure to write.")] = Path("view.png"),
+    json_: Json = False,
+) -> None:
+    """A picture through a multi-head block: gates, experts, and how much the prompts listen to the input."""
+    from moe_prompt.view import view_picture
+
+    require(not (random_head and weights), "--random-head and --weights exclude each other: give one of them.")
+    report = view_picture(
+        image, weights=weights, prompt=prompt, num_prompts=num_prompts, heads=heads, block=block, seed=seed
+    )
+    if json_:
+        print(json.dumps(report.to_dict(), indent=1))
+        return
+    from moe_prompt.plotting_view import draw_view
+
+    print(report.sentence(), *report.notes, f"figure {_save(draw_view(report), out)}", sep="\n")
+
+
+@app.command()
+def figures(
+    rows: Annotated[Path, typer.Option(help="Folder of exported rows.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder to draw into.")] = Path("figures"),
+) -> None:
+    """Redraw every figure from exported rows: the same rows give the same bytes."""
+    from moe_prompt import archive
+    from moe_prompt.plotting import draw_rates
+    from moe_prompt.studies import NAMES, load
+
+    drawn = 0
+    for name in NAMES:
+        if not (rows / f"{name}.csv").exists():
+            continue
+        study = load(name)
+        evidence = archive.load_evidence(study, rows)
+        figure = draw_rates(study, evidence.rows, evidence.notes)
+        drawn += 1
+        for suffix in (".png", ".pdf"):
+            print(_save(figure, (out / name).with_suffix(suffix)))
+    require(drawn > 0, f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows.")
+
+
+def _study(name: str, quick: bool, seed: int | None) -> RateStudy:
+    from moe_prompt.studies import load
+
+    study = load(name)
+    study = study if seed is None else replace(study, seed=seed)
+    return study.quick() if quick else study
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write a figure without dates or version strings, so that equal figures are equal files."""
+    path = path if path.suffix else path.with_suffix(".png")
+    unstamped: dict[str, Any] = {
+        ".png": {"Software": None},
+        ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+        ".svg": {"Date": None, "Creator": None},
+    }
+    require(path.suffix in unstamped, f"figures are written as {', '.join(unstamped)}: got {path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160, metadata=unstamped[path.suffix])
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error}): name a folder you may write to with --out.") from None
+    return path

@@ -1,0 +1,96 @@
+"""Figures of rate studies: error against n on log axes, with the lines that theory draws."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from moe_prompt.rates import RateStudy, fit_rate
+from moe_prompt.summaries import COLUMN, CellSummary, by_size, caption, summarize
+
+LABEL = {"parameter": "parameter loss D", "excess_risk": r"excess risk  E$|\hat f-f_*|^2$"}
+INK, START, LINE, FIT = "#1f5a94", "#b0b0b0", "#c1440e", "#222222"
+STYLE: dict[Any, Any] = {"svg.hashsalt": "moe_prompt", "pdf.fonttype": 42, "font.size": 9, "axes.titlesize": 9.5}
+
+
+def draw_rates(study: RateStudy, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Figure:
+    """One panel per cell and loss: matched cells have two, the others their excess risk; caption below."""
+    cells = summarize(study, rows, notes)
+    with mpl.rc_context(STYLE), sns.axes_style("ticks"):
+        columns = min(3, len(cells))
+        figure_rows = -(-len(cells) // columns)
+        figure = Figure(figsize=(4.1 * columns, 3.3 * figure_rows + 1.35), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(figure_rows, columns, squeeze=False)).ravel()
+        ordered = sorted(cells, key=lambda cell: (list(study.truths).index(cell.truth), not cell.matched))
+        for axis, cell in zip(axes, ordered, strict=False):
+            own = rows[(rows.truth == cell.truth) & (rows.estimator == cell.estimator)]
+            _panel(axis, study, cell, own, notes.get(f"limits {cell.truth} {cell.estimator}", {}))
+        for axis in axes[len(cells) :]:
+            axis.set_axis_off()
+        handles, labels = _legend(axes[: len(cells)])
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False, fontsize=8.5
+        )
+        words = textwrap.fill(caption(study, cells), 46 * columns)
+        figure.supxlabel(words, x=0.01, ha="left", fontsize=8.5)
+    return figure
+
+
+def _panel(axis: Axes, study: RateStudy, cell: CellSummary, rows: pd.DataFrame, limits: Mapping[str, Any]) -> None:
+    errors = by_size(rows, COLUMN[cell.loss])
+    n = np.array(sorted(errors))
+    low, median, high = (np.array([np.quantile(errors[k], q) for k in n]) for q in (0.1, 0.5, 0.9))
+    axis.fill_between(n, low, high, color=INK, alpha=0.18, lw=0, label="10 % to 90 % of replicates")
+    axis.plot(n, median, color=INK, lw=1.4, label="median")
+    axis.plot(n, [errors[k].mean() for k in n], "o", color=INK, ms=4, label="mean")
+    starts = by_size(rows, f"start_{COLUMN[cell.loss]}")
+    axis.plot(
+        list(starts), [np.median(v) for v in starts.values()], ":", color=START, label="where the fits start (median)"
+    )
+    _predicted(axis, cell, n, limits)
+    fit = fit_rate(errors, study.window)
+    if fit is not None and cell.matched:
+        inside = n[(n >= study.window[0]) & (n <= study.window[1])]
+        label = "fitted slope of the mean, on the window fixed beforehand"
+        axis.plot(inside, fit.line(inside), "--", color=FIT, lw=1, label=label)
+        axis.annotate(
+            f"slope {fit.slope:.3f} ± {fit.stderr:.3f}\npredicted {cell.predicted_slope:g}",
+            (0.04, 0.06),
+            xycoords="axes fraction",
+            fontsize=8.5,
+        )
+    axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=LABEL[cell.loss])
+    axis.set_title(f"{cell.estimator.upper()} fitted to data from {cell.truth.upper()}", loc="left")
+    sns.despine(ax=axis)
+
+
+def _predicted(axis: Axes, cell: CellSummary, n: np.ndarray, limits: Mapping[str, Any]) -> None:
+    """The line that is drawn, not fitted."""
+    if cell.matched:
+        name, power = ("loss_constant", -0.5) if cell.loss == "parameter" else ("risk_constant", -1.0)
+        if limits.get(name):
+            axis.plot(n, limits[name] * n**power, color=LINE, lw=1.2, label="Cramér-Rao prediction")
+    elif cell.floor:
+        axis.axhline(cell.floor, color=LINE, lw=1.2, ls="-.", label="floor: best approximation, by quadrature")
+        axis.annotate(
+            f"floor {cell.floor:.3g}", (n[0], cell.floor), xytext=(0, -11), textcoords="offset points", fontsize=8.5
+        )
+        bottom, top = axis.get_ylim()
+        axis.set_ylim(min(bottom, cell.floor / 3), top)
+
+
+def _legend(axes: np.ndarray) -> tuple[list, list[str]]:
+    """Every label once."""
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
