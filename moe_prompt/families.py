@@ -187,7 +187,8 @@ class AutogradFamily(Family[PromptExpert]):
 
     def evaluate(self, at: Covariate) -> Evaluation:
         over_samples = vmap(self._single, in_dims=(None, 1, 1))
-        return Evaluation(*(part.movedim(1, -1) for part in vmap(over_samples)(self.parameters, at.x, at.q)))
+        score, value = vmap(over_samples)(self.parameters, at.x, at.q)
+        return Evaluation(score.movedim(1, -1), value.movedim(1, -1))
 
     def pullback(self, at: Covariate, done: Evaluation, s: Tensor, g: Tensor, out: Parameters) -> None:
         def rows(params: Parameters, x: Tensor, q: Tensor, s_x: Tensor, g_x: Tensor) -> Parameters:
