@@ -1,0 +1,35 @@
+"""`python -m experiments.benchmarks [NAME] [--quick]`: one JSON line per result; without a name, what there is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib import import_module
+
+from experiments.benchmarks.machine import limit_threads
+
+BENCHMARKS = {
+    "engine": "least squares of a batch of replicates against scipy.optimize.least_squares and the machine, 1 to 2 minutes"
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m experiments.benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="?", help="which benchmark; none: list them")
+    parser.add_argument("--quick", action="store_true", help="one round and fewer fits")
+    chosen = parser.parse_args(arguments)
+    if chosen.name is None:
+        print("\n".join(f"{name}: {line}" for name, line in BENCHMARKS.items()))
+        return 0
+    if chosen.name not in BENCHMARKS:
+        print(f"unknown benchmark {chosen.name!r}: choose one of {', '.join(BENCHMARKS)}.", file=sys.stderr)
+        return 2
+    limit_threads()  # before torch and numpy are imported
+    for result in import_module(f"experiments.benchmarks.{chosen.name}").run(chosen.quick):
+        print(json.dumps({"benchmark": chosen.name, **result}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
