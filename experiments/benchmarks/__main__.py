@@ -9,9 +9,7 @@ from importlib import import_module
 
 from experiments.benchmarks.machine import limit_threads
 
-BENCHMARKS = {
-    "engine": "least squares of a batch of replicates against scipy.optimize.least_squares and the machine, 1 to 2 minutes"
-}
+BENCHMARKS = {"engine": "batched least squares against scipy.optimize.least_squares and the machine, 1 to 2 minutes"}
 
 
 def main(arguments: list[str] | None = None) -> int:
