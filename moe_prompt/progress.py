@@ -34,7 +34,10 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def __call__(self, fits: int, cost: int, total: int) -> None:
+    def __call__(self, fits: int, cost: float, total: float) -> None:
+        if not fits:
+            self.began = time.monotonic()  # what came before were the limits, not batches
+            return
         if self.live and self.task is not None:
             self.bar.update(self.task, completed=cost, total=total, description=f"{self.name}: {fits} fits")
             return

@@ -37,11 +37,8 @@ class Batch:
     estimator: str
     n: int
     replicates: tuple[int, ...]
-
-    @property
-    def cost(self) -> int:
-        """Relative cost: observations to fit, and what a fit costs whatever its size."""
-        return len(self.replicates) * (self.n + 3000)
+    cost: float
+    """Relative to other batches: observations to fit, some thousand for the search at small samples, parameters."""
 
 
 def missing_batches(study: RateStudy, done: set[tuple[str, str, int, int]]) -> list[Batch]:
@@ -52,8 +49,10 @@ def missing_batches(study: RateStudy, done: set[tuple[str, str, int, int]]) -> l
             for n in study.sizes:
                 todo = [r for r in range(study.replicates) if (truth, estimator, n, r) not in done]
                 size = max(1, BATCH_SAMPLES // n)
-                blocks = [tuple(block) for _, block in groupby(todo, key=lambda r, size=size: r // size)]  # type: ignore[misc]
-                batches += [Batch(truth, estimator, n, block) for block in blocks]
+                each = (n + 5000) * (study.contenders[estimator].num_parameters + 5)
+                for _, block in groupby(todo, key=lambda r, size=size: r // size):  # type: ignore[misc]
+                    replicates = tuple(block)
+                    batches.append(Batch(truth, estimator, n, replicates, len(replicates) * each))
     return sorted(batches, key=lambda batch: (-batch.cost, batch.truth, batch.estimator, batch.n))
 
 
@@ -62,7 +61,7 @@ def run(
     results: Results,
     jobs: int = 1,
     dask: str | None = None,
-    progress: Callable[[int, int, int], None] = lambda fits, done, total: None,
+    progress: Callable[[int, float, float], None] = lambda fits, done, total: None,
 ) -> int:
     """Compute the rows that `results` lacks and return how many there were.
 
@@ -71,7 +70,7 @@ def run(
     batches = missing_batches(study, results.done(study.key))
     if not batches:
         return 0
-    began, fits, cost = time.time(), 0, 0
+    began, fits, cost = time.time(), 0, 0.0
     total = sum(batch.cost for batch in batches)
     limits = {cell: cell_limits(study, *cell) for cell in sorted({(b.truth, b.estimator) for b in batches})}
     known = results.notes(study.key)
@@ -81,6 +80,7 @@ def run(
             name not in known or limit.floor < known[name]["floor"] or limit.floor == 0
         ):  # a floor found is an upper bound
             results.note(study.key, name, limit.to_dict())
+    progress(0, 0.0, total)
     for batch, rows in _compute(study, limits, batches, jobs, dask):
         results.add(rows)
         fits, cost = fits + len(rows), cost + batch.cost
