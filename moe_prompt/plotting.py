@@ -50,7 +50,9 @@ def _panel(axis: Axes, study: RateStudy, cell: CellSummary, rows: pd.DataFrame, 
     low, median, high = (np.array([np.quantile(errors[k], q) for k in n]) for q in (0.1, 0.5, 0.9))
     axis.fill_between(n, low, high, color=INK, alpha=0.18, lw=0, label="10 % to 90 % of replicates")
     axis.plot(n, median, color=INK, lw=1.4, label="median")
-    axis.plot(n, [errors[k].mean() for k in n], "o", color=INK, ms=4, label="mean")
+    means = [errors[k].mean() for k in n]
+    spread = [1.96 * errors[k].std(ddof=1) / np.sqrt(len(errors[k])) if len(errors[k]) > 1 else 0.0 for k in n]
+    axis.errorbar(n, means, spread, fmt="o", color=INK, ms=3.5, lw=1, capsize=2, label="mean and its 95 % interval")
     starts = by_size(rows, f"start_{COLUMN[cell.loss]}")
     axis.plot(
         list(starts), [np.median(v) for v in starts.values()], ":", color=START, label="where the fits start (median)"
