@@ -22,6 +22,7 @@ from moe_prompt.prompts import (
     ReparameterizedPrefix,
 )
 from moe_prompt.regression import Dataset, FrozenExperts, Population, RegressionModel
+from moe_prompt.secant import SecantTerm
 
 ATOMS, DIM, OUTPUTS, REPLICATES, SAMPLES = 2, 3, 5, 7, 211
 STRICT = LeastSquares(tolerance=1e-10, max_steps=200)
@@ -146,6 +147,31 @@ def test_misspecified_optimum_is_scipys():
         peer = scipy_fit(model, take(data, [k]), shaken, method="lm")
         assert np.abs(fit.theta[k].numpy() - peer).max() <= 1e-7
         assert math.isclose(fit.objective[k], cost(model, take(data, [k]), peer), rel_tol=1e-12)
+
+
+def test_fits_end_where_gains_are_rounding_and_gauss_newton_diverges():
+    """At these optima residuals bend f as much as J'J does: undamped Gauss-Newton circles at 1e-7 of an error."""
+    population = truth("constant", noise=0.05)
+    model = population.model.with_atoms(1)
+    starts = 0.5 * normal(np.random.default_rng(6), 30, 1, model.num_parameters)
+    fit = STRICT.fit(model, sample(population, 30), starts)
+    assert bool(fit.converged.all()) and int(fit.steps.max()) <= 60
+
+
+def test_secant_term_explains_the_last_change_of_the_gradient():
+    """The secant equation, S step = change of the gradient - J'J step, and symmetry, whatever S was before."""
+    rng = np.random.default_rng(12)
+    secant = SecantTerm(3, 5)
+    k, none = torch.tensor([0, 2]), torch.zeros(2).double()
+    for _ in range(3):
+        rows = normal(rng, 2, 2, 17, 6)
+        old, new = rows.mT @ rows
+        step = torch.linalg.solve(old[:, :-1, :-1], new[:, :-1, -1] - old[:, :-1, -1])  # along which the slope rises
+        secant.learn(k, step, old, new, none, none)
+        missing = new[:, :-1, -1] - old[:, :-1, -1] - torch.einsum("kab,kb->ka", new[:, :-1, :-1], step)
+        assert torch.allclose(torch.einsum("kab,kb->ka", secant.s[k], step), missing, rtol=1e-9, atol=1e-9)
+        assert torch.allclose(secant.s, secant.s.mT, rtol=1e-12, atol=1e-12)
+    assert not secant.s[1].any()
 
 
 def test_gradient_and_offset_are_what_their_names_say():
@@ -284,6 +310,18 @@ def test_weights_have_no_scale():
     assert (a.theta - b.theta).abs().max() <= 1e-8 and bool((a.converged & b.converged).all())
     peer = scipy_fit(population.model, Dataset(data.x[:1], data.y[:1], w), starts[0, 0], method="lm")
     assert np.abs(a.theta[0].numpy() - peer).max() <= 1e-7
+
+
+def test_weighted_samples_are_not_climbed_to():
+    """Rows of weight 0 are wild here: a smaller sample that forgot the weights would lead astray."""
+    population = truth()
+    data, starts = sample(population, 2, 2003), near(population, 2)
+    w = torch.ones(2003).double()
+    w[::5] = 0
+    wild = Dataset(data.x, torch.where(w[:, None] == 0, 1e3, data.y), w)
+    a, b = (replace(STRICT, first_rung=size).fit(population.model, wild, starts) for size in (100, 10**9))
+    assert_same_fits(a, b)
+    assert a.steps.equal(b.steps) and bool(a.converged.all())
 
 
 def test_a_projection_onto_the_truths_own_model_is_the_truth():
