@@ -26,7 +26,7 @@ from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.secant import SecantTerm
 
-ROUNDING, TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
+ROUNDING = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,10 +188,8 @@ class _State:
         predicted = -(gradient[k] * step).sum(1) - 0.5 * (step * (model @ step[..., None])[..., 0]).sum(1)
         gained = self.objective[k] - objective
         noise = 32 * ROUNDING * self.objective[k]
-        told = predicted > 10 * noise  # else the objective is mute, and the gradient, precise to the end, must shrink
-        flatter = self._slope(k, gram, free) < self._slope(k, self.gram[k], free)
-        lower = torch.where(told, gained > 1e-4 * predicted, flatter & (gained > -noise))
-        accept = gram.isfinite().all((1, 2)) & lower
+        told = predicted > 10 * noise  # else gains are rounding: the step is taken, the damping eased little
+        accept = gram.isfinite().all((1, 2)) & (gained > torch.where(told, 1e-4 * predicted, -noise))
         self._damp(k, accept, torch.where(told, gained / predicted, 0.9))
         kept = k[accept]
         self.secant.learn(kept, step[accept], self.gram[kept], gram[accept], gained[accept], noise[accept])
@@ -200,10 +198,6 @@ class _State:
         self.steps[k] += 1
         self.stuck[k] = ~accept & (self.damping[k] > 1e12)
         self.done |= self.stuck
-
-    def _slope(self, k: Tensor, gram: Tensor, free: Tensor) -> Tensor:
-        """|g|^2 over the free parameters, each in its own scale."""
-        return (gram[:, :-1, -1].square() / self.scale[k].clamp(min=TINY) * free[k]).sum(1)
 
     def _step(self, k: Tensor, gradient: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
         """The damped step with the second-order term, without it where the sum is not positive definite; the model."""
