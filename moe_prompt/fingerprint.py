@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from moe_prompt.activations import Activation
+from moe_prompt.errors import require
 
 
 def content(thing: Any) -> Any:
     """`thing` as JSON: dataclasses by their fields, arrays by shape and digest, modules by class, options and buffers.
 
-    The values of a module's parameters are left out: a regression model uses their shapes only.
+    The values of a module's parameters are left out: a regression model uses their shapes only. InputError for what
+    has no content that is the same in every process, such as a lambda.
     """
     if isinstance(thing, Activation):
         return thing.name
@@ -31,16 +33,31 @@ def content(thing: Any) -> Any:
         return _module(thing)
     if is_dataclass(thing) and not isinstance(thing, type):
         return {"class": _name(thing)} | {f.name: content(getattr(thing, f.name)) for f in fields(thing) if f.repr}
+    if isinstance(thing, np.generic):
+        return thing.item()
     if isinstance(thing, Mapping):
         return {str(key): content(value) for key, value in thing.items()}
     if isinstance(thing, tuple | list):
         return [content(item) for item in thing]
-    return thing if isinstance(thing, str | int | float | bool | None) else repr(thing)
+    return thing if isinstance(thing, str | int | float | bool | None) else _object(thing)
 
 
 def fingerprint(thing: Any) -> str:
     """Sixteen hexadecimal digits of the content's hash."""
     return hashlib.sha256(json.dumps(content(thing), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _object(thing: Any) -> Any:
+    """A function or class by its name, an object by class and attributes, what prints itself by what it prints."""
+    name = getattr(thing, "__qualname__", None)
+    if name is None and type(thing).__repr__ is object.__repr__ and hasattr(thing, "__dict__"):
+        return {"class": _name(thing)} | {key: content(value) for key, value in vars(thing).items()}
+    text = repr(thing) if name is None else name
+    require(
+        " at 0x" not in text and "<" not in (name or ""),
+        f"a study is known by its content, and that of {thing!r} cannot be told: use a dataclass or a named function.",
+    )
+    return text
 
 
 def _module(module: nn.Module) -> dict[str, Any]:
