@@ -49,12 +49,27 @@ class RateStudy:
     quick_replicates: int = 25
 
     def __post_init__(self) -> None:
+        for name in ("sizes", "window", "quick_sizes"):  # NumPy's integers would not reach the database as integers
+            object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
+        require(self.seed >= 0, f"study {self.name}: a seed is an integer of at least 0: got {self.seed}.")
+        require(self.replicates >= 1, f"study {self.name} needs at least one replicate: got {self.replicates}.")
+        self._check_window()
+        self._check_contenders()
+
+    def _check_window(self) -> None:
         low, high = self.window
         require(
             sum(low <= n <= high for n in self.sizes) >= 2,
             f"study {self.name}: the window {self.window} needs at least two of the sizes {self.sizes}.",
         )
+
+    def _check_contenders(self) -> None:
         for name, model in self.contenders.items():
+            require(
+                name not in self.truths or fingerprint(self.truths[name].model) == fingerprint(model),
+                f"study {self.name}: truth and estimator of one name are a matched cell and need the same model; "
+                f"those named {name} differ, rename one.",
+            )
             least = -(-model.num_parameters // model.outputs)
             require(
                 min(self.sizes) >= least,
@@ -67,7 +82,7 @@ class RateStudy:
         return replace(
             self,
             sizes=self.quick_sizes or self.sizes[:-1:2],
-            replicates=self.quick_replicates,
+            replicates=min(self.quick_replicates, self.replicates),
             projection_starts=min(64, self.projection_starts),
         )
 
@@ -107,7 +122,8 @@ def fit_rate(
 ) -> RateFit | None:
     """Slope of log mean (or median) error on log n within the window, standard error by bootstrap over replicates.
 
-    `errors` maps n to the replicates' errors. None if fewer than two sizes of the window have a positive statistic.
+    `errors` maps n to the replicates' errors. None if fewer than two sizes of the window have a positive statistic; a
+    single replicate somewhere tells nothing of its scatter, and the standard error is NaN.
 
     >>> exact = {n: np.full(5, 2.0 * n**-0.5) for n in (100, 1000, 10000)}
     >>> round(fit_rate(exact, (100, 10000)).slope, 12)
@@ -126,7 +142,6 @@ def fit_rate(
     centred = (log_n - log_n.mean()) / np.square(log_n - log_n.mean()).sum()
     slopes = centred @ np.log(np.maximum(resampled, np.finfo(float).tiny))
     fewest = min(map(len, inside.values()))
-    small_sample = np.sqrt(
-        fewest / max(1, fewest - 1)
-    )  # a resample of R values varies by (R - 1) / R of their variance
+    # a resample of R values varies by (R - 1) / R of their variance
+    small_sample = np.sqrt(fewest / (fewest - 1)) if fewest > 1 else np.nan
     return RateFit(float(slope), float(slopes.std(ddof=1) * small_sample), float(intercept))
