@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 
 from moe_prompt.errors import InputError, choose, require
@@ -22,15 +23,18 @@ def load(name: str) -> RateStudy:
 
 def _from_file(path: Path) -> RateStudy:
     require(path.is_file(), f"no study file {path}: name a Python file that defines `study = RateStudy(...)`.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"moe_prompt_study_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{path} does not run: {type(error).__name__}: {error}.") from error
+    finally:
+        del sys.modules[spec.name]  # so that its classes travel to worker processes by value
     study = getattr(module, "study", None)
     if not isinstance(study, RateStudy):
         raise InputError(f"{path} needs to define `study = RateStudy(...)`: got {type(study).__name__}.")
