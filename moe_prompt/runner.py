@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from moe_prompt.asymptotics import CellLimits, cell_limits
+from moe_prompt.errors import InputError
 from moe_prompt.estimators import FitResult
 from moe_prompt.losses import VoronoiLoss
 from moe_prompt.rates import RateStudy
@@ -101,14 +102,23 @@ def _compute(
         yield from parallel(work)
 
 
-def _workers(dask: str | None) -> AbstractContextManager:
+@contextmanager
+def _workers(dask: str | None) -> Iterator[None]:
     """joblib's own processes, or a Dask cluster: "local" for one of this machine, else a scheduler's address."""
     if dask is None:
-        return joblib.parallel_config(backend="loky", inner_max_num_threads=1)
-    from distributed import Client
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+            yield
+        return
+    try:
+        from distributed import Client
 
-    client = Client(processes=False) if dask == "local" else Client(dask)  # joblib finds it as the current client
-    return joblib.parallel_config(backend="dask") if client else nullcontext()
+        client = Client(processes=False, dashboard_address=None) if dask == "local" else Client(dask)
+    except ImportError:
+        raise InputError("--dask needs Dask: pip install 'moe-prompt[dask]', or leave it out.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler at {dask!r} ({error}): give its address, or `local`.") from None
+    with client, joblib.parallel_config(backend="dask"):  # joblib finds the current client
+        yield
 
 
 def fit_batch(study: RateStudy, limits: CellLimits, batch: Batch) -> tuple[Batch, list[Row]]:
