@@ -60,7 +60,7 @@ def _matched(study: RateStudy, truth: str) -> CellLimits:
     draws = torch.from_numpy(np.random.default_rng(0).standard_normal((2000, p)))
     errors = draws * values.clamp(min=0).sqrt() @ vectors.mT
     step = SMALL / float(errors.norm(dim=1).mean())
-    loss = float(VoronoiLoss()(model.measure(theta + step * errors), model.measure(theta)).mean()) / step
+    loss = float(VoronoiLoss(model.symmetry)(model.measure(theta + step * errors), model.measure(theta)).mean()) / step
     return CellLimits(
         p,
         noise,
