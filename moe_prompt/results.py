@@ -24,7 +24,7 @@ COLUMNS = {
     "parameter_loss": "REAL",  # Voronoi loss D, matched cells
     "efficiency": "REAL",  # n e' I e / p, matched cells
     "squared_error": "REAL",  # |e|^2, matched cells
-    "start_excess_risk": "REAL",  # the same losses, averaged over the starts
+    "start_excess_risk": "REAL",  # the same losses at the first of the starts
     "start_parameter_loss": "REAL",
     "objective": "REAL",
     "objective_at_truth": "REAL",
