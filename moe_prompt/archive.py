@@ -32,9 +32,12 @@ def database(folder: Path, name: str) -> Path:
     return folder / f"{name}.sqlite"
 
 
-def load_evidence(study: RateStudy, folder: Path) -> Evidence:
-    """Rows of this study, its sizes and replicates only, from the database in `folder` or else from an export there."""
-    for find in (_from_database, _from_export):
+def load_evidence(study: RateStudy, folder: Path, exported: bool = False) -> Evidence:
+    """Rows of this study, its sizes and replicates only, from the database in `folder` or else from an export there.
+
+    With `exported`, from the export alone.
+    """
+    for find in (_from_export,) if exported else (_from_database, _from_export):
         found = find(study, folder)
         if found is not None:
             rows = found.rows
@@ -110,10 +113,18 @@ def _from_export(study: RateStudy, folder: Path) -> Evidence | None:
         rows = pd.read_csv(table, keep_default_na=True)
     except (ValueError, OSError) as error:
         raise InputError(f"{table} or {about.name} cannot be read ({error}): export the study again.") from None
-    if provenance.get("key") != study.key:
+    require(
+        isinstance(provenance, dict) and {"key", "fits", "notes"} <= set(provenance),
+        f"{about} is not the provenance of an export: export the study again.",
+    )
+    if provenance["key"] != study.key:
         return None
     missing = set(COLUMNS) - set(rows.columns) - {"study"}
     require(not missing, f"{table} lacks the columns {', '.join(sorted(missing))}: export the study again.")
+    require(
+        len(rows) == provenance["fits"],
+        f"{table} has {len(rows)} of the {provenance['fits']} rows that {about.name} tells of: export the study again.",
+    )
     return Evidence(rows, provenance["notes"], table)
 
 

@@ -40,9 +40,6 @@ def main() -> None:
     except InputError as error:
         print(f"moe-prompt: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("moe-prompt: stopped; finished batches are in the database, run again to go on.", file=sys.stderr)
-        sys.exit(130)
 
 
 @study_app.command("list")
@@ -75,9 +72,14 @@ def study_run(
     require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
     results = Results(archive.database(out, study.name))
     results.note(study.key, "environment", archive.environment())
-    with Progress(study.name) as progress:
-        fits = runner.run(study, results, jobs, dask, progress)
-    results.close()
+    try:
+        with Progress(study.name) as progress:
+            fits = runner.run(study, results, jobs, dask, progress)
+    except KeyboardInterrupt:  # here and not in `main`, as Typer makes a silent exit of it on the way
+        print("moe-prompt: stopped; finished batches are in the database, run again to go on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        results.close()
     found = f"{fits} new fits" if fits else "every fit was there already"
     print(f"{study.name}: {found}; rows in {archive.database(out, study.name)}")
 
@@ -96,7 +98,7 @@ def study_show(name: Name, quick: Quick = False, seed: Seed = None, out: Out = R
     from moe_prompt.plotting import draw_rates
 
     print(summaries.table(cells), summaries.caption(study, cells), sep="\n\n")
-    figure = _save(draw_rates(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}")
+    figure = _save(draw_rates(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}.png")
     print(f"\nrows   {source}\nfigure {figure}")
 
 
@@ -182,7 +184,7 @@ def figures(
         if not (rows / f"{name}.csv").exists():
             continue
         study = load(name)
-        evidence = archive.load_evidence(study, rows)
+        evidence = archive.load_evidence(study, rows, exported=True)
         figure = draw_rates(study, evidence.rows, evidence.notes)
         drawn += 1
         for suffix in (".png", ".pdf"):
