@@ -48,7 +48,8 @@ class CellSummary:
         return self.floor is None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """In the terms of JSON: what is not a finite number is null."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
 
 
 def summarize(study: RateStudy, rows: pd.DataFrame, notes: Mapping[str, Any]) -> list[CellSummary]:
@@ -97,8 +98,14 @@ def _cell(study: RateStudy, rows: pd.DataFrame, limits: Limits, truth: str, esti
     )
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [{name: _finite(number) for name, number in entry.items()} for entry in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def _pair(fit: RateFit | None) -> tuple[float | None, float | None]:
-    return (None, None) if fit is None else (fit.slope, fit.stderr)
+    return (None, None) if fit is None else (fit.slope, fit.stderr if np.isfinite(fit.stderr) else None)
 
 
 def _sizes(rows: pd.DataFrame, limits: Limits, column: str) -> list[dict[str, Any]]:
@@ -128,11 +135,12 @@ def caption(study: RateStudy, cells: list[CellSummary]) -> str:
     fits, failed, boundary, missed = (
         sum(getattr(cell, name) for cell in counted) for name in ("fits", "failed", "at_boundary", "missed")
     )
+    complete = len(counted) == len(study.truths) * len(study.contenders)
     sentences.append(
         f"{fits} fits: {failed} did not converge, {boundary} ended on the boundary of the parameter box, {missed} "
-        "missed the global minimum (the truth fits their data better); all are in the means."
+        "missed the global minimum (the truth fits their data better); all that gave a number are in the means."
     )
-    return " ".join([*sentences, _verdict(matched, others)]).strip()
+    return " ".join([*sentences, _verdict(matched, others) if complete else ""]).strip()
 
 
 def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:
