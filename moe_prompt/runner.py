@@ -53,7 +53,7 @@ def missing_batches(study: RateStudy, done: set[tuple[str, str, int, int]]) -> l
                 each = (n + 5000) * (study.contenders[estimator].num_parameters + 5)
                 for _, block in groupby(todo, key=lambda r, size=size: r // size):  # type: ignore[misc]
                     replicates = tuple(block)
-                    batches.append(Batch(truth, estimator, n, replicates, len(replicates) * each))
+                    batches.append(Batch(truth, estimator, n, replicates, float(len(replicates) * each)))
     return sorted(batches, key=lambda batch: (-batch.cost, batch.truth, batch.estimator, batch.n))
 
 
