@@ -75,7 +75,7 @@ class Results:
         holes = ", ".join(f":{name}" for name in COLUMNS)
         try:
             with self.connection as db:
-                db.executemany(f"INSERT OR IGNORE INTO fits VALUES ({holes})", rows)
+                db.executemany(f"INSERT INTO fits VALUES ({holes}) ON CONFLICT ({', '.join(KEY)}) DO NOTHING", rows)
         except sqlite3.Error as error:
             raise InputError(_advice(self.path, error)) from None
 
