@@ -45,7 +45,7 @@ class CellSummary:
 
     @property
     def matched(self) -> bool:
-        return self.floor is None
+        return self.truth == self.estimator
 
     def to_dict(self) -> dict[str, Any]:
         """In the terms of JSON: what is not a finite number is null."""
