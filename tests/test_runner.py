@@ -78,6 +78,7 @@ def linear():
         sizes=(31, 101, 307, 907),
         replicates=101,
         window=(31, 907),
+        estimator=LeastSquares(tolerance=1e-11),
         starts=Random(count=2),
         nodes=31**2,
     )

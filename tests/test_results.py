@@ -1,0 +1,126 @@
+"""The database: a row once, as it was written; damaged, foreign and unwritable files are sentences."""
+
+import math
+import sqlite3
+
+import pandas as pd
+import pytest
+
+from moe_prompt.errors import InputError
+from moe_prompt.results import COLUMNS, KEY, Results
+from tests.planted_rows import planted_rows
+from tests.small_study import study
+
+
+def row(replicate: int = 0, **changes):
+    where = {"study": "abc", "truth": "t", "estimator": "e", "n": 23, "replicate": replicate}
+    return dict.fromkeys(COLUMNS) | where | {"excess_risk": 0.1, "converged": True, "message": "fine"} | changes
+
+
+@pytest.fixture
+def results(tmp_path):
+    opened = Results(tmp_path / "deep" / "rows.sqlite")
+    yield opened
+    opened.close()
+
+
+def filled(path):
+    """A database of 60 planted rows, closed."""
+    results = Results(path)
+    results.add(planted_rows(study).astype(object).to_dict("records"))
+    results.note(study.key, "environment", {"packages": {}})
+    results.close()
+    return path
+
+
+def test_rows_come_back_in_the_order_of_their_coordinates(results):
+    results.add([row(5), row(2, n=29), row(2), row(0, study="other")])
+    frame = results.frame("abc")
+    assert frame[["n", "replicate"]].to_numpy().tolist() == [[23, 2], [23, 5], [29, 2]]
+    assert list(frame.columns) == list(COLUMNS) and frame.excess_risk.tolist() == [0.1] * 3
+    assert results.done("abc") == {("t", "e", 23, 5), ("t", "e", 29, 2), ("t", "e", 23, 2)}
+    assert results.done("nobody") == set() and len(results.frame("nobody")) == 0
+
+
+@pytest.mark.parametrize("coordinate", KEY)
+def test_a_row_stays_as_it_was_first_written(results, coordinate):
+    other = "x" if isinstance(row()[coordinate], str) else 7
+    results.add([row()])
+    results.add([row(excess_risk=9.0), row(excess_risk=0.7, **{coordinate: other})])
+    kept = results.connection.execute("SELECT excess_risk FROM fits ORDER BY rowid").fetchall()
+    assert kept == [(0.1,), (0.7,)]
+
+
+def test_numbers_that_are_none_survive(results):
+    results.add([row(excess_risk=math.nan, objective=math.inf, efficiency=1e-300)])
+    found = results.frame("abc").iloc[0]
+    assert pd.isna(found.excess_risk) and found.objective == math.inf and found.efficiency == 1e-300
+
+
+def test_a_batch_is_written_whole_or_not_at_all(results):
+    with pytest.raises(InputError, match="not a usable results database"):
+        results.add([row(0), row(1, truth=None)])
+    assert results.done("abc") == set()
+
+
+def test_notes_belong_to_a_study_and_the_last_counts(results):
+    results.note("abc", "limits", {"floor": 0.1})
+    results.note("abc", "limits", {"floor": 1 / 3})
+    results.note("other", "limits", None)
+    assert results.notes("abc") == {"limits": {"floor": 1 / 3}} and results.notes("nobody") == {}
+
+
+def test_two_runs_share_a_file(tmp_path):
+    first, second = Results(tmp_path / "rows.sqlite"), Results(tmp_path / "rows.sqlite")
+    for replicate in range(6):
+        (first, second)[replicate % 2].add([row(replicate), row(0, excess_risk=9.0)])
+    assert first.frame("abc").equals(second.frame("abc"))
+    assert first.frame("abc").replicate.tolist() == list(range(6)) and first.frame("abc").excess_risk[0] == 0.1
+    first.close()
+    second.close()
+
+
+def garbage(raw: bytes) -> bytes:
+    return bytes(range(256)) * 8
+
+
+def cut(raw: bytes) -> bytes:
+    return raw[: len(raw) * 2 // 3]
+
+
+def holed(raw: bytes) -> bytes:
+    """The header and the last page are left, what is between is noise."""
+    page = int.from_bytes(raw[16:18], "big")
+    return raw[:page] + b"\xa5" * (len(raw) - 2 * page) + raw[-page:]
+
+
+@pytest.mark.parametrize("damage", [garbage, cut, holed])
+def test_damaged_files_are_refused_and_left_alone(tmp_path, damage):
+    path = filled(tmp_path / "rows.sqlite")
+    bad = damage(path.read_bytes())
+    path.write_bytes(bad)
+    with pytest.raises(InputError, match=r"rows\.sqlite is not a usable results database .*: move it away"):
+        Results(path)
+    assert path.read_bytes() == bad
+
+
+@pytest.mark.parametrize("change", ["ALTER TABLE fits ADD COLUMN more REAL", "ALTER TABLE fits DROP COLUMN offset"])
+def test_other_columns_are_refused_and_left_alone(tmp_path, change):
+    path = filled(tmp_path / "rows.sqlite")
+    with sqlite3.connect(path) as db:
+        db.execute(change)
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="other columns than this version writes"):
+        Results(path)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_is_none_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for path in (tmp_path / "file" / "rows.sqlite", tmp_path / "file" / "sub" / "rows.sqlite"):
+        with pytest.raises(InputError, match=r"cannot write .*: name a folder you may write to with --out\."):
+            Results(path)
+    (tmp_path / "rows.sqlite").mkdir()
+    with pytest.raises(InputError, match="cannot write"):
+        Results(tmp_path / "rows.sqlite")
