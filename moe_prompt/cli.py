@@ -209,9 +209,11 @@ def _save(figure: Figure, path: Path) -> Path:
         ".svg": {"Date": None, "Creator": None},
     }
     require(path.suffix in unstamped, f"figures are written as {', '.join(unstamped)}: got {path.name}.")
+    from moe_prompt.plotting import write
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, metadata=unstamped[path.suffix])
+        write(figure, path, unstamped[path.suffix])
     except OSError as error:
         raise InputError(f"cannot write {path} ({error}): name a folder you may write to with --out.") from None
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,7 +19,8 @@ from moe_prompt.summaries import COLUMN, CellSummary, by_size, caption, summariz
 
 LABEL = {"parameter": "parameter loss D", "excess_risk": r"excess risk  E$|\hat f-f_*|^2$"}
 INK, START, LINE, FIT = "#1f5a94", "#b0b0b0", "#c1440e", "#222222"
-STYLE: dict[Any, Any] = {"svg.hashsalt": "moe_prompt", "pdf.fonttype": 42, "font.size": 9, "axes.titlesize": 9.5}
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 9.5}
+FILES: dict[Any, Any] = {"svg.hashsalt": "moe_prompt", "pdf.fonttype": 42}  # read when a file is written, not before
 
 
 def draw_rates(study: RateStudy, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Figure:
@@ -44,9 +46,15 @@ def draw_rates(study: RateStudy, rows: pd.DataFrame, notes: Mapping[str, Any]) -
     return figure
 
 
+def write(figure: Figure, path: Path, metadata: dict[str, Any]) -> None:
+    """Write a figure; equal figures give equal bytes if `metadata` has no date."""
+    with mpl.rc_context(FILES):
+        figure.savefig(path, dpi=160, metadata=metadata)
+
+
 def _panel(axis: Axes, study: RateStudy, cell: CellSummary, rows: pd.DataFrame, limits: Mapping[str, Any]) -> None:
     errors = by_size(rows, COLUMN[cell.loss])
-    n = np.array(sorted(errors))
+    n = np.array(sorted(errors), float)
     low, median, high = (np.array([np.quantile(errors[k], q) for k in n]) for q in (0.1, 0.5, 0.9))
     axis.fill_between(n, low, high, color=INK, alpha=0.18, lw=0, label="10 % to 90 % of replicates")
     axis.plot(n, median, color=INK, lw=1.4, label="median")
