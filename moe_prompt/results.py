@@ -88,7 +88,8 @@ class Results:
         """All rows of a study, in the order of their coordinates."""
         order = ", ".join(KEY)
         query = f"SELECT * FROM fits WHERE study = ? ORDER BY {order}"
-        return pd.read_sql_query(query, self.connection, params=(study,))
+        numbers = [name for name, kind in COLUMNS.items() if kind == "REAL"]  # a column of NULLs is none to pandas
+        return pd.read_sql_query(query, self.connection, params=(study,)).astype(dict.fromkeys(numbers, float))
 
     def note(self, study: str, name: str, value: Any) -> None:
         """Keep something about a study that is not a fit: its limits, its runs."""

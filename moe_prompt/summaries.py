@@ -66,7 +66,7 @@ def summarize(study: RateStudy, rows: pd.DataFrame, notes: Mapping[str, Any]) ->
 
 def by_size(rows: pd.DataFrame, column: str) -> dict[int, np.ndarray]:
     """n -> finite values of a column."""
-    return {int(n): group.to_numpy(float) for n, group in rows.dropna(subset=[column]).groupby("n")[column]}
+    return {int(n): group.to_numpy(float) for n, group in rows[np.isfinite(rows[column])].groupby("n")[column]}
 
 
 def _cell(study: RateStudy, rows: pd.DataFrame, limits: Limits, truth: str, estimator: str, loss: str) -> CellSummary:
@@ -112,7 +112,7 @@ def _sizes(rows: pd.DataFrame, limits: Limits, column: str) -> list[dict[str, An
     """Per size: count, mean, median, quantiles; efficiency and mean squared error over its bound where defined."""
     found = []
     for n, group in rows.groupby("n"):
-        errors = group[column].dropna()
+        errors = group[column][np.isfinite(group[column])]
         low, middle, high = (float(q) for q in errors.quantile([0.1, 0.5, 0.9]))
         entry: dict[str, Any] = {"n": int(n), "fits": len(group), "mean": float(errors.mean())}
         entry |= {"median": middle, "quantile_10": low, "quantile_90": high}
