@@ -3,7 +3,6 @@
 import math
 import sqlite3
 
-import pandas as pd
 import pytest
 
 from moe_prompt.errors import InputError
@@ -54,7 +53,8 @@ def test_a_row_stays_as_it_was_first_written(results, coordinate):
 def test_numbers_that_are_none_survive(results):
     results.add([row(excess_risk=math.nan, objective=math.inf, efficiency=1e-300)])
     found = results.frame("abc").iloc[0]
-    assert pd.isna(found.excess_risk) and found.objective == math.inf and found.efficiency == 1e-300
+    assert {results.frame("abc")[name].dtype.kind for name in ("excess_risk", "objective", "parameter_loss")} == {"f"}
+    assert math.isnan(found.excess_risk) and found.objective == math.inf and found.efficiency == 1e-300
 
 
 def test_a_batch_is_written_whole_or_not_at_all(results):
