@@ -1,0 +1,158 @@
+"""What the README shows is so: its code runs, its commands parse, its table of rooms is the import graph."""
+
+import ast
+import re
+import shlex
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from moe_prompt import cli, runner, studies
+from moe_prompt.results import Results
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PACKAGE = ROOT / "moe_prompt"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)
+COMMANDS = sorted(set(re.findall(r"`moe-prompt ([^`]+)`", README)))
+
+
+def test_is_short():
+    assert len(README.splitlines()) <= 150
+    assert len(textwrap.dedent((ROOT / "CONTRIBUTING.md").read_text()).splitlines()) <= 50
+
+
+# ------------------------------------------------------------------------------------------------ code
+
+
+@pytest.fixture(scope="module")
+def names():
+    """Everything that the blocks define, run one after another in one namespace."""
+    found = {"__name__": "readme"}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), found)
+    return found
+
+
+def test_expert_takes_ten_lines():
+    classes = [node for block in BLOCKS for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ClassDef)]
+    assert [node.name for node in classes] == ["ScaledPrompt"]
+    assert classes[0].end_lineno - classes[0].lineno + 1 <= 10
+
+
+def test_expert_is_its_formula(names):
+    torch = names["torch"]
+    prompt, tokens = names["ScaledPrompt"](5, 3), torch.randn(7, 3)
+    shown = prompt(tokens)
+    p, w, x = (t.detach().numpy() for t in (prompt.p, prompt.w, tokens))
+    mean = sum(x) / len(x)
+    by_hand = [p[j] * (1 + sum(w[j][k] * mean[k] for k in range(3))) for j in range(5)]
+    for part in shown:
+        np.testing.assert_allclose(part.detach().numpy(), by_hand, rtol=1e-5)
+
+
+def test_comments_state_what_comes_out(names):
+    mixture, report = names["mixture"], names["report"]
+    shapes = [tuple(part.shape) for part in (mixture.gates, mixture.experts, mixture.output)]
+    assert f"gates {shapes[0]}, experts {shapes[1]}, output {shapes[2]}" in README
+    assert f"as many prompts as the truth: {report.rate_exact}; more: {report.rate}" in README
+
+
+def test_blocks_together_are_a_study_file(tmp_path):
+    path = tmp_path / "my_study.py"
+    path.write_text("\n".join(BLOCKS))
+    loaded = studies.load(str(path))
+    assert loaded.key == studies.load(str(path)).key  # else `show` would not find what `run` computed
+    small = replace(loaded, sizes=(101, 211), replicates=2, window=(101, 211), nodes=512)
+    results = Results(tmp_path / "rows.sqlite")
+    assert runner.run(small, results) == 4
+    rows = results.frame(small.key)
+    results.close()
+    assert np.isfinite(rows.parameter_loss.to_numpy(float)).all()
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def parse(line):
+    """The command that a line names, after parsing its options as the command line would; SystemExit if it cannot."""
+    command, words = typer.main.get_command(cli.app), shlex.split(line)
+    while hasattr(command, "commands"):
+        assert words and words[0] in command.commands, f"no such command: moe-prompt {line}"
+        command = command.commands[words.pop(0)]
+    return command.make_context(command.name, words)
+
+
+def test_all_jobs_are_shown():
+    shown = {parse(line).command.name for line in COMMANDS if line != "identifiability"}
+    assert shown == {"view", "identifiability", "run", "show", "export", "list", "figures"}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_parse(line):
+    name = parse(line).params.get("name")
+    assert name is None or name in studies.NAMES or name == "my_study.py"
+
+
+@pytest.mark.parametrize("line", ["study walk vpt-vs-vapt", "study run", "study run vpt-vs-vapt --fast", "view"])
+def test_parser_can_refuse(line):
+    with pytest.raises(Exception, match=r"(?i)no such command|missing|no such option"):
+        parse(line)
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    shown = set(re.findall(r"^    make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M))
+    assert {"demo", "test"} <= shown <= targets
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+# ------------------------------------------------------------------------------------------------ rooms
+
+
+def stated_rooms():
+    """Room -> (modules, rooms it imports from), in the order of the table."""
+    section = README.split("## How it is built")[1].split("\n## ")[0]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in section.splitlines() if row[:1] == "|"]
+    return {
+        room: (re.findall(r"`(\w+)`", modules), {other.strip() for other in others.split(",")} - {""})
+        for room, modules, others in cells[2:]
+    }
+
+
+def imports(module):
+    """Top-level modules of the package that a module, or a subpackage's modules, import."""
+    files = [PACKAGE / f"{module}.py"] if (PACKAGE / f"{module}.py").exists() else (PACKAGE / module).glob("*.py")
+    found = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "moe_prompt":
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("moe_prompt."):
+                found.add(node.module.split(".")[1])
+    return found - {module}
+
+
+def test_every_module_has_a_room():
+    listed = [module for modules, _ in stated_rooms().values() for module in modules]
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert sorted(listed) == sorted(there - {"__init__"}), "the table of rooms in the README and moe_prompt/ differ"
+
+
+def test_rooms_import_what_the_table_says():
+    rooms = stated_rooms()
+    room_of = {module: room for room, (modules, _) in rooms.items() for module in modules}
+    above = set()
+    for room, (modules, stated) in rooms.items():
+        used = {room_of[other] for module in modules for other in imports(module)} - {room, "vocabulary"}
+        assert used == stated, f"{room} imports from {sorted(used)}, the README says {sorted(stated)}"
+        assert used <= above, f"{room} imports from a room below it"
+        above.add(room)
