@@ -26,7 +26,7 @@ from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.secant import SecantTerm
 
-ROUNDING = torch.finfo(torch.float64).eps
+ROUNDING, TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class LeastSquares(Estimator):
             f"got {tuple(starts.shape)}.",
         )
         prepared, y = model.prepare(data.x), data.y.mT.contiguous()
-        damping, keep = 1e-3, self.keep
+        damping, keep = 1e-2, self.keep
         for stride in self._rungs(data):
             part = slice(None, None, stride)
             problem = Problem(model, model.prepare(data.x[:, part]), y[..., part].contiguous(), None, starts.shape[1])
@@ -116,10 +116,11 @@ class LeastSquares(Estimator):
         for step in range(max_steps + 1):
             gradient, free = state.gradient(), state.free(self.box)
             active = ~state.done
-            offset = _offset(state, gradient, free, active, problem)
-            state.offset[active] = offset
-            state.done[active] |= (offset <= tolerance) | (2 * state.objective[active] <= floor[active])
-            state.done[active] |= ~offset.isfinite()
+            far = _offset_bound(state, gradient, free, problem) > tolerance
+            asked = active & (~far | torch.tensor(step == max_steps))
+            state.offset[asked] = offset = _offset(state, gradient, free, asked, problem)
+            state.done[asked] |= (offset <= tolerance) | ~offset.isfinite()
+            state.done |= active & (2 * state.objective <= floor)
             if step == max_steps or bool(state.done.all()):
                 break
             state.advance(problem, gradient, free, self.box, ~state.done)
@@ -227,9 +228,7 @@ def _solve(hessian: Tensor, ridge: Tensor, gradient: Tensor, free: Tensor, attem
     scaled = hessian * unit[:, :, None] * unit[:, None, :]
     scaled.diagonal(dim1=1, dim2=2).add_(ridge * unit.square() + 1e-14 * free + (~free).to(scaled))
     factor, info = torch.linalg.cholesky_ex(scaled)
-    for attempt in range(
-        attempts
-    ):  # a singular H: a ridge at rounding level, ten thousand times larger at each attempt
+    for attempt in range(attempts):  # a singular H: a ridge at rounding level, then ten thousand times larger
         bad = info > 0
         if not bool(bad.any()):
             break
@@ -237,6 +236,14 @@ def _solve(hessian: Tensor, ridge: Tensor, gradient: Tensor, free: Tensor, attem
         factor[bad], info[bad] = torch.linalg.cholesky_ex(scaled[bad])
     step = torch.cholesky_solve((gradient * unit)[..., None], factor)[..., 0]
     return torch.where((info > 0)[:, None], torch.nan, step * unit)
+
+
+def _offset_bound(state: _State, gradient: Tensor, free: Tensor, problem: Problem) -> Tensor:
+    """What the relative offset is at least, without solving: no eigenvalue of H at unit diagonal exceeds p."""
+    p = gradient.shape[1]
+    diagonal = state.gram.diagonal(dim1=1, dim2=2)[:, :-1].clamp(min=TINY)
+    variance = 2 * state.objective / max(1, problem.observations - p)
+    return ((gradient.square() * free / diagonal).sum(1) / (p * p * variance)).sqrt()
 
 
 def _offset(state: _State, gradient: Tensor, free: Tensor, active: Tensor, problem: Problem) -> Tensor:

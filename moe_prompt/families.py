@@ -156,11 +156,10 @@ class FlatAdaptiveFamily(Family[FlatAdaptivePrompt]):
         unit = torch.mul(readout[:, None, :, None], s).addcmul_(self.value_column, g)
         unit.mul_(self.expert.activation.derivative(z, u)[:, :, :, None])
         torch.mul(unit[:, :, :, None], at.x_row, out=out["w1"])  # unit: (B, L, r, o, n), what an input does to f_o
-        prompt = torch.mul(at.q_row, s).addcmul_(self.c_column, g)[:, :, :, None]
-        u_row = u[:, :, None, :, None]
-        torch.mul(prompt[:, 0], u_row[:, 0], out=out["w2"])
-        for j in range(1, u.shape[1]):
-            out["w2"].addcmul_(prompt[:, j], u_row[:, j])
+        u_row = u[:, :, :, None]
+        through_score, through_value = (s[:, :, 0, None] * u_row).sum(1), (g[:, :, 0] * u).sum(1)
+        torch.mul(at.q[:, :, None, None], through_score[:, None], out=out["w2"])
+        out["w2"].addcmul_(self.c.mT[:, None, :, None], through_value[:, None, :, None])
 
 
 class LinearGateFamily(Family[LinearGateExpert]):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moe_prompt.regression import Prepared, RegressionModel
 
-CHUNK_BYTES = 2 << 20  # measured best between half and eight megabytes: cache against the cost of a call
+CHUNK_BYTES = 3 << 20  # measured best between one and eight megabytes: cache against the cost of a call
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Problem:
     y: Tensor  # (replicates, o, n)
     weights: Tensor | None
     starts: int
-    chunks: dict = field(default_factory=dict)  # views of single replicates, cut once
+    chunks: dict = field(default_factory=dict)  # views of consecutive replicates, cut once
 
     @property
     def observations(self) -> int:
@@ -67,12 +68,13 @@ class Problem:
             _add_gram(joined.flatten(2), out)
 
     def _chunk(self, replicates: Tensor, samples: slice) -> tuple[Prepared, Tensor, Tensor | None]:
-        """Prepared, observations and square-root weights of some replicates and samples."""
-        if len(replicates) > 1:
+        """Prepared covariates, observations and root weights of some replicates and samples; views where possible."""
+        first, last = int(replicates[0]), int(replicates[-1])
+        if len(replicates) > 1 and not replicates.equal(torch.arange(first, last + 1)):
             return self._cut(replicates, samples)
-        key = (int(replicates), samples.start)
+        key = (first, last, samples.start)
         if key not in self.chunks:
-            self.chunks[key] = self._cut(slice(key[0], key[0] + 1), samples)
+            self.chunks[key] = self._cut(slice(first, last + 1), samples)
         return self.chunks[key]
 
     def _cut(self, replicates: Tensor | slice, samples: slice) -> tuple[Prepared, Tensor, Tensor | None]:
@@ -81,11 +83,10 @@ class Problem:
 
 
 def _add_gram(rows: Tensor, out: Tensor) -> None:
-    """out += rows rows' for rows (K, m, n): products of halves, so that most of the symmetric half is computed once."""
-    if len(rows) == 1:
-        rows, out = rows[0], out[0]
-    half = (rows.shape[-2] + 15) // 16 * 8  # whole registers of eight numbers
-    first, second = rows[..., :half, :], rows[..., half:, :]
-    out[..., :half, :] += first @ rows.mT
-    out[..., half:, half:] += second @ second.mT
-    out[..., half:, :half] = out[..., :half, half:].mT
+    """out += rows rows' for rows (K, m, n). NumPy's product of a matrix with its own transpose computes half of it."""
+    if rows.device.type == "cpu":
+        array = rows.numpy()
+        with np.errstate(all="ignore"):  # an infinite or undefined product is the fit's business
+            out += torch.from_numpy(array @ array.swapaxes(1, 2))
+    else:
+        out += rows @ rows.mT

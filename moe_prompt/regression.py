@@ -30,6 +30,8 @@ from moe_prompt.measures import MixingMeasure
 from moe_prompt.prompts import PromptExpert
 from moe_prompt.symmetries import HiddenUnits, NoSymmetry, Symmetry
 
+IN_CACHE = 4096  # samples
+
 
 @dataclass(frozen=True)
 class FrozenExperts:
@@ -205,7 +207,8 @@ class RegressionModel:
         """Reduce covariates to what evaluation needs."""
         require(x.shape[-1] == len(self.key_map), f"x needs {len(self.key_map)} columns: got {x.shape[-1]}.")
         x = x.mT.contiguous()
-        log_frozen, frozen_mean = self.frozen.mixture(x)
+        parts = [self.frozen.mixture(part) for part in x.split(IN_CACHE, dim=2)]
+        log_frozen, frozen_mean = (torch.cat(part, -1) for part in zip(*parts, strict=True))
         return Prepared(Covariate(x, self.key_map.mT @ x), log_frozen[:, None], frozen_mean)
 
     def at(self, theta: Float64[Tensor, "batch p"]) -> Mixture:
