@@ -32,7 +32,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        if self.live:  # stopped without a start, it would print an empty line
+            self.bar.stop()
 
     def __call__(self, fits: int, cost: float, total: float) -> None:
         if not fits:
