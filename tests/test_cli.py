@@ -24,6 +24,7 @@ from tests.test_runner import assert_same_rows
 SMALL = Path(__file__).parent / "small_study.py"
 PHOTO = Path(str(files("sklearn.datasets") / "images" / "china.jpg"))
 PROGRAM = [sys.executable, "-c", "from moe_prompt.cli import main; main()"]
+LISTENS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # whatever started these tests
 
 
 @pytest.fixture
@@ -72,7 +73,8 @@ def rows_of(path: Path) -> list[tuple]:
 def disturb(arguments: list[str], path: Path, how: signal.Signals, there: int, folder: Path) -> tuple[int, str]:
     """Start a run, send a signal as soon as new rows are there, and wait for its end."""
     with open(folder / "errors", "w+") as errors:
-        process = subprocess.Popen(PROGRAM + arguments, stdout=subprocess.DEVNULL, stderr=errors)
+        program = [*PROGRAM[:2], LISTENS + PROGRAM[2]]
+        process = subprocess.Popen(program + arguments, stdout=subprocess.DEVNULL, stderr=errors)
         deadline = time.monotonic() + 60
         while len(rows_of(path)) <= there and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -83,7 +85,7 @@ def disturb(arguments: list[str], path: Path, how: signal.Signals, there: int, f
 
 
 def test_a_killed_and_an_interrupted_run_lose_and_repeat_nothing(tmp_path):
-    """A batch is a cell at a size: a kill after the first rows leaves most to do. Sizes are NumPy's, as users have them."""
+    """A batch is a cell at a size: a kill after the first rows leaves most to do. Sizes are NumPy's, as users'."""
     text = SMALL.read_text().replace("sizes=(23, 61, 157)", "sizes=tuple(np.array([23, 61, 157]))")
     (tmp_path / "own.py").write_text(text.replace("replicates=5,", "replicates=53,"))
     assert "np.array([23" in (tmp_path / "own.py").read_text() and "replicates=53" in (tmp_path / "own.py").read_text()
