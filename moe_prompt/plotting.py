@@ -53,33 +53,38 @@ def write(figure: Figure, path: Path, metadata: dict[str, Any]) -> None:
 
 
 def _panel(axis: Axes, study: RateStudy, cell: CellSummary, rows: pd.DataFrame, limits: Mapping[str, Any]) -> None:
+    axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=LABEL[cell.loss])
+    axis.set_title(f"{cell.estimator.upper()} fitted to data from {cell.truth.upper()}", loc="left")
     errors = by_size(rows, COLUMN[cell.loss])
     n = np.array(sorted(errors), float)
+    _measured(axis, errors, n)
+    starts = by_size(rows, f"start_{COLUMN[cell.loss]}")
+    middle = [np.median(values) for values in starts.values()]
+    axis.plot(list(starts), middle, ":", color=START, label="where the fits start (median)")
+    _predicted(axis, cell, n, limits)
+    if cell.matched:
+        _slope(axis, study, cell, errors, n)
+    sns.despine(ax=axis)
+
+
+def _measured(axis: Axes, errors: Mapping[int, np.ndarray], n: np.ndarray) -> None:
     low, median, high = (np.array([np.quantile(errors[k], q) for k in n]) for q in (0.1, 0.5, 0.9))
     axis.fill_between(n, low, high, color=INK, alpha=0.18, lw=0, label="10 % to 90 % of replicates")
     axis.plot(n, median, color=INK, lw=1.4, label="median")
     means = [errors[k].mean() for k in n]
     spread = [1.96 * errors[k].std(ddof=1) / np.sqrt(len(errors[k])) if len(errors[k]) > 1 else 0.0 for k in n]
     axis.errorbar(n, means, spread, fmt="o", color=INK, ms=3.5, lw=1, capsize=2, label="mean and its 95 % interval")
-    starts = by_size(rows, f"start_{COLUMN[cell.loss]}")
-    axis.plot(
-        list(starts), [np.median(v) for v in starts.values()], ":", color=START, label="where the fits start (median)"
-    )
-    _predicted(axis, cell, n, limits)
+
+
+def _slope(axis: Axes, study: RateStudy, cell: CellSummary, errors: Mapping[int, np.ndarray], n: np.ndarray) -> None:
     fit = fit_rate(errors, study.window)
-    if fit is not None and cell.matched:
-        inside = n[(n >= study.window[0]) & (n <= study.window[1])]
-        label = "fitted slope of the mean, on the window fixed beforehand"
-        axis.plot(inside, fit.line(inside), "--", color=FIT, lw=1, label=label)
-        axis.annotate(
-            f"slope {fit.slope:.3f} ± {fit.stderr:.3f}\npredicted {cell.predicted_slope:g}",
-            (0.04, 0.06),
-            xycoords="axes fraction",
-            fontsize=8.5,
-        )
-    axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=LABEL[cell.loss])
-    axis.set_title(f"{cell.estimator.upper()} fitted to data from {cell.truth.upper()}", loc="left")
-    sns.despine(ax=axis)
+    if fit is None:
+        return
+    inside = n[(n >= study.window[0]) & (n <= study.window[1])]
+    label = "fitted slope of the mean, on the window fixed beforehand"
+    axis.plot(inside, fit.line(inside), "--", color=FIT, lw=1, label=label)
+    words = f"slope {fit.slope:.3f} ± {fit.stderr:.3f}\npredicted {cell.predicted_slope:g}"
+    axis.annotate(words, (0.04, 0.06), xycoords="axes fraction", fontsize=8.5)
 
 
 def _predicted(axis: Axes, cell: CellSummary, n: np.ndarray, limits: Mapping[str, Any]) -> None:

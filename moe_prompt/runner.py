@@ -26,6 +26,7 @@ from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.results import Results, Row
 
 BATCH_SAMPLES = 400_000  # observations in a batch: some hundred megabytes, some seconds
+SEARCH = 50_000  # observations whose fit costs as much as the search from random starts at the first rung
 DATA, STARTS = 0, 1
 Cell = tuple[str, str]
 
@@ -50,7 +51,7 @@ def missing_batches(study: RateStudy, done: set[tuple[str, str, int, int]]) -> l
             for n in study.sizes:
                 todo = [r for r in range(study.replicates) if (truth, estimator, n, r) not in done]
                 size = max(1, BATCH_SAMPLES // n)
-                each = (n + 5000) * (study.contenders[estimator].num_parameters + 5)
+                each = (n + SEARCH) * (study.contenders[estimator].num_parameters + 5)
                 for _, block in groupby(todo, key=lambda r, size=size: r // size):  # type: ignore[misc]
                     replicates = tuple(block)
                     batches.append(Batch(truth, estimator, n, replicates, float(len(replicates) * each)))
