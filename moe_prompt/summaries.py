@@ -11,7 +11,7 @@ import pandas as pd
 
 from moe_prompt.rates import RateFit, RateStudy, fit_rate
 
-LARGEST = 3  # efficiency is reported for that many of the largest sizes
+SHARP = 0.05  # a slope with a larger standard error than this supports no verdict
 COLUMN = {"parameter": "parameter_loss", "excess_risk": "excess_risk"}
 PREDICTED = {"parameter": -0.5, "excess_risk": -1.0}
 Limits = Mapping[str, Any]
@@ -144,14 +144,15 @@ def caption(study: RateStudy, cells: list[CellSummary]) -> str:
 
 
 def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:
-    """What the cells say together, if they say it: rates within three standard errors, floors within five percent."""
+    """What the cells say together, if they say it: rates known to SHARP and as predicted, floors within five percent."""
     slopes = [c for c in matched if c.slope is not None and c.stderr is not None]
     off = [c for c in slopes if abs(c.slope - c.predicted_slope) > 3 * c.stderr]  # type: ignore[operator]
     if off:
         names = " and ".join(c.estimator.upper() for c in off)
         return f"The slope of {names} is more than three standard errors from the predicted {off[0].predicted_slope:g}."
     reached = others and all(c.risk_over_floor is not None and abs(c.risk_over_floor - 1) < 0.05 for c in others)
-    if len(slopes) < len(matched) or not reached:
+    sharp = len(slopes) == len(matched) and all(c.stderr is not None and c.stderr <= SHARP for c in slopes)
+    if not (sharp and reached):
         return ""
     return (
         "Each method learns at the parametric rate in its own model; in the other's, its error stops at what it cannot "

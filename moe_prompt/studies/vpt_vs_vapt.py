@@ -5,13 +5,14 @@ bound; on the other's data the error levels off at the distance of the families.
 express, not of rate (arXiv 2410.02200 and 2501.18936 prove the n^{-1/2} of each).
 
 Command: moe-prompt study run vpt-vs-vapt      (--quick for a picture in a minute)
-Cost:    5200 fits, minutes on two cores: see the log in experiments/results/vpt-vs-vapt.json
+Cost:    5200 fits, 19 CPU minutes, 15 minutes on two busy cores: log in experiments/results/vpt-vs-vapt.json
 Expect:  slope -0.50 of the parameter loss and -1 of the excess risk in matched cells, efficiency 1;
          excess risk 2.47 (VAPT on VPT data) and 0.398 (VPT on VAPT data) at n = 1e5 in the others.
 
 Setting: X uniform on [-sqrt(3), sqrt(3)]^4 (unit variance), 3 frozen experts, 2 prompts, 2 outputs, standard normal
 B and C, prompt parameters uniform on [-2, 2] and gating biases on [-2/3, 2/3], tanh units of rank 2, all from seed 0.
-The box of the fits is [-3, 3]: compact, as the theory asks. Starts are standard normal and know nothing of the truth.
+The box of the fits is [-3, 3]: compact, as the theory asks; VAPT's best approximation of VPT lies on its boundary, so
+that its floor belongs to this box. Starts are standard normal and know nothing of the truth.
 """
 
 from __future__ import annotations
