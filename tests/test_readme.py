@@ -12,7 +12,9 @@ import pytest
 import typer
 
 from moe_prompt import cli, runner, studies
+from moe_prompt.archive import load_evidence
 from moe_prompt.results import Results
+from moe_prompt.summaries import caption, summarize
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,6 +26,14 @@ COMMANDS = sorted(set(re.findall(r"`moe-prompt ([^`]+)`", README)))
 def test_is_short():
     assert len(README.splitlines()) <= 150
     assert len(textwrap.dedent((ROOT / "CONTRIBUTING.md").read_text()).splitlines()) <= 50
+
+
+def test_results_are_those_of_the_committed_rows():
+    shown = " ".join(README.split())
+    for name in studies.NAMES:
+        study = studies.load(name)
+        rows, notes, _ = load_evidence(study, ROOT / "experiments" / "results", exported=True)
+        assert caption(study, summarize(study, rows, notes)) in shown, name
 
 
 # ------------------------------------------------------------------------------------------------ code
