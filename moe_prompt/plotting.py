@@ -71,9 +71,16 @@ def _measured(axis: Axes, errors: Mapping[int, np.ndarray], n: np.ndarray) -> No
     low, median, high = (np.array([np.quantile(errors[k], q) for k in n]) for q in (0.1, 0.5, 0.9))
     axis.fill_between(n, low, high, color=INK, alpha=0.18, lw=0, label="10 % to 90 % of replicates")
     axis.plot(n, median, color=INK, lw=1.4, label="median")
-    means = [errors[k].mean() for k in n]
-    spread = [1.96 * errors[k].std(ddof=1) / np.sqrt(len(errors[k])) if len(errors[k]) > 1 else 0.0 for k in n]
+    means = np.array([errors[k].mean() for k in n])
+    ends = np.array([_interval(errors[k]) for k in n]).T
+    spread = np.abs(ends - means)
     axis.errorbar(n, means, spread, fmt="o", color=INK, ms=3.5, lw=1, capsize=2, label="mean and its 95 % interval")
+
+
+def _interval(values: np.ndarray) -> np.ndarray:
+    """Bootstrap percentiles of the mean: positive where the values are, as log axes need."""
+    resampled = values[np.random.default_rng(0).integers(len(values), size=(1000, len(values)))].mean(1)
+    return np.quantile(resampled, [0.025, 0.975])
 
 
 def _slope(axis: Axes, study: RateStudy, cell: CellSummary, errors: Mapping[int, np.ndarray], n: np.ndarray) -> None:
@@ -81,7 +88,7 @@ def _slope(axis: Axes, study: RateStudy, cell: CellSummary, errors: Mapping[int,
     if fit is None:
         return
     inside = n[(n >= study.window[0]) & (n <= study.window[1])]
-    label = "fitted slope of the mean, on the window fixed beforehand"
+    label = "fitted slope of the mean, on the study's window"
     axis.plot(inside, fit.line(inside), "--", color=FIT, lw=1, label=label)
     words = f"slope {fit.slope:.3f} ± {fit.stderr:.3f}\npredicted {cell.predicted_slope:g}"
     axis.annotate(words, (0.04, 0.06), xycoords="axes fraction", fontsize=8.5)

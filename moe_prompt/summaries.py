@@ -144,7 +144,7 @@ def caption(study: RateStudy, cells: list[CellSummary]) -> str:
 
 
 def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:
-    """What the cells say together, if they say it: rates known to SHARP and as predicted, floors within five percent."""
+    """What the cells say together, if they say it: rates sharp and as predicted, floors within five percent."""
     slopes = [c for c in matched if c.slope is not None and c.stderr is not None]
     off = [c for c in slopes if abs(c.slope - c.predicted_slope) > 3 * c.stderr]  # type: ignore[operator]
     if off:

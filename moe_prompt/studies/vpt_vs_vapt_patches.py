@@ -3,7 +3,7 @@
 Claim: as in vpt-vs-vapt; covariates that nobody designed change the constants and nothing else.
 
 Command: moe-prompt study run vpt-vs-vapt-patches      (--quick for a picture in a minute)
-Cost:    5200 fits, minutes on two cores: see the log in experiments/results/vpt-vs-vapt-patches.json
+Cost:    5200 fits, 23 CPU minutes, 12 minutes on two cores: log in experiments/results/vpt-vs-vapt-patches.json
 Expect:  slope -0.50 of the parameter loss and -1 of the excess risk in matched cells, efficiency 1; a floor in the
          others. The window begins at 1e4: few crops carry much of the information on VAPT (leverage 750), so
          that its risk is predicted to exceed the bound by the factor 1 + 750 / n.
