@@ -45,8 +45,8 @@ def load_evidence(study: RateStudy, folder: Path, exported: bool = False) -> Evi
             if len(kept):
                 return found._replace(rows=kept.reset_index(drop=True))
     raise InputError(
-        f"no rows of study {study.name} (seed {study.seed}) in {folder}: run it first, `moe-prompt study run "
-        f"{study.name}`, or name the folder that has them with --out."
+        f"no rows of study {study.name} (seed {study.seed}) in {folder}: run it first with `moe-prompt study "
+        "run`, or name the folder that has them with --out."
     )
 
 

@@ -144,6 +144,7 @@ class RegressionModel:
 
     def with_atoms(self, num_atoms: int) -> RegressionModel:
         """The same family with another number of atoms: over-specified when larger than the truth's."""
+        require(num_atoms >= 1, f"a mixing measure needs at least one atom: got {num_atoms}.")
         return replace(self, num_atoms=num_atoms)
 
     # ----------------------------------------------------------------------------------------- parameters

@@ -257,3 +257,8 @@ def test_misuse_is_answered_in_one_sentence(case):
     with pytest.raises(InputError, match=sentence) as caught:
         misuse()
     assert "\n" not in str(caught.value)
+
+
+def test_no_atoms_are_refused():
+    with pytest.raises(InputError, match="at least one atom: got 0"):
+        flat_model().with_atoms(0)
