@@ -65,7 +65,9 @@ def export(study: RateStudy, folder: Path, format: str = "csv") -> list[Path]:
             rows.to_parquet(table, index=False)
         about.write_text(json.dumps(_provenance(study, found), indent=1) + "\n")
     except ImportError:
-        raise InputError("Parquet needs pyarrow: pip install pyarrow, or export as csv.") from None
+        raise InputError(
+            "Parquet needs pyarrow: pip install pyarrow (the extra `parquet`), or export as csv."
+        ) from None
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error}): name a folder you may write to with --out.") from None
     return [table, about]

@@ -119,7 +119,7 @@ def study_export(
 @app.command()
 def identifiability(
     expert: Annotated[
-        Optional[str], typer.Option(help="vpt, prefix, reparameterized, vapt, linear-gate, norga.")
+        Optional[str], typer.Option(help="vpt, prefix, vapt, ...: an unknown name lists them all.")
     ] = None,
     activation: Annotated[Optional[str], typer.Option(help="tanh, gelu, sigmoid, relu, linear, square.")] = None,
     rank: Annotated[Optional[int], typer.Option(help="Hidden units of an adaptive prompt.")] = None,

@@ -78,11 +78,10 @@ class LeastSquares(Estimator):
             data.y.shape[2] == model.outputs,
             f"this model has {model.outputs} outputs: got y with {data.y.shape[2]}.",
         )
-        observations = data.n * model.outputs
         require(
-            observations >= model.num_parameters,
-            f"least squares needs at least as many numbers as parameters: got n = {data.n} with {model.outputs} "
-            f"outputs for {model.num_parameters} parameters; take n >= {-(-model.num_parameters // model.outputs)}.",
+            data.n >= model.num_parameters,
+            f"least squares needs n at least as large as the number of parameters, {model.num_parameters}: got "
+            f"n = {data.n}; take a larger sample.",
         )
         require(
             starts.ndim == 3
@@ -120,14 +119,14 @@ class LeastSquares(Estimator):
             asked = active & (~far | torch.tensor(step == max_steps))
             state.offset[asked] = offset = _offset(state, gradient, free, asked, problem)
             state.done[asked] |= (offset <= tolerance) | ~offset.isfinite()
-            state.done |= active & (2 * state.objective <= floor)
+            state.done |= active & ((2 * state.objective <= floor) | ~state.objective.isfinite())
             if step == max_steps or bool(state.done.all()):
                 break
             state.advance(problem, gradient, free, self.box, ~state.done)
         return self._result(problem, state, tolerance, floor)
 
     def _result(self, problem: Problem, state: _State, tolerance: float, floor: Tensor) -> FitResult:
-        exact = 2 * state.objective <= floor
+        exact = state.objective.isfinite() & (2 * state.objective <= floor)
         converged = (state.offset <= tolerance) | exact
         boundary = (state.theta.abs() >= self.box).any(1)
         gradient = torch.where(state.free(self.box), state.gradient(), 0.0)

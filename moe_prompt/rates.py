@@ -70,7 +70,7 @@ class RateStudy:
                 f"study {self.name}: truth and estimator of one name are a matched cell and need the same model; "
                 f"those named {name} differ, rename one.",
             )
-            least = -(-model.num_parameters // model.outputs)
+            least = model.num_parameters
             require(
                 min(self.sizes) >= least,
                 f"study {self.name}: estimator {name} has {model.num_parameters} parameters and needs "

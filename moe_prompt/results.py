@@ -67,7 +67,7 @@ class Results:
         )
         verdict = self.connection.execute("PRAGMA quick_check").fetchone()[0]
         if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+            raise sqlite3.DatabaseError(verdict.splitlines()[-1])
 
     def add(self, rows: Iterable[Row]) -> None:
         """Write the rows of one batch; a row that is there already stays as it is."""

@@ -26,7 +26,7 @@ class CellSummary:
     loss: str
     slope: float | None  # of the mean
     stderr: float | None
-    predicted_slope: float
+    predicted_slope: float | None  # None: a floor is predicted, not a slope
     median_slope: float | None
     median_stderr: float | None
     window: tuple[int, int]
@@ -41,7 +41,7 @@ class CellSummary:
     fits: int = 0
     failed: int = 0  # not converged, or not finite
     at_boundary: int = 0
-    missed: int = 0  # the truth fits better than the estimate
+    missed: int | None = None  # the truth fits better than the estimate; None where the family lacks the truth
 
     @property
     def matched(self) -> bool:
@@ -81,7 +81,7 @@ def _cell(study: RateStudy, rows: pd.DataFrame, limits: Limits, truth: str, esti
         estimator,
         loss,
         *_pair(mean),
-        PREDICTED[loss] if matched else 0.0,
+        PREDICTED[loss] if matched else None,
         *_pair(median),
         study.window,
         floor,
@@ -94,7 +94,7 @@ def _cell(study: RateStudy, rows: pd.DataFrame, limits: Limits, truth: str, esti
         len(rows),
         int((~rows.converged.astype(bool) | ~np.isfinite(rows.objective)).sum()),
         int(rows.at_boundary.sum()),
-        int(rows.missed.fillna(0).sum()),
+        int(rows.missed.fillna(0).sum()) if matched else None,
     )
 
 
@@ -132,13 +132,13 @@ def caption(study: RateStudy, cells: list[CellSummary]) -> str:
     others = [cell for cell in cells if not cell.matched]
     sentences = [_rate_sentence(cell) for cell in matched] + [_floor_sentence(cell) for cell in others]
     counted = matched + others
-    fits, failed, boundary, missed = (
-        sum(getattr(cell, name) for cell in counted) for name in ("fits", "failed", "at_boundary", "missed")
-    )
+    fits, failed, boundary = (sum(getattr(c, name) for c in counted) for name in ("fits", "failed", "at_boundary"))
+    missed = sum(cell.missed or 0 for cell in matched)
     complete = len(counted) == len(study.truths) * len(study.contenders)
     sentences.append(
-        f"{fits} fits: {failed} did not converge, {boundary} ended on the boundary of the parameter box, {missed} "
-        "missed the global minimum (the truth fits their data better); all that gave a number are in the means."
+        f"{fits} fits: {failed} did not converge, {boundary} ended on the boundary of the parameter box, {missed} of "
+        f"the {sum(cell.fits for cell in matched)} whose family holds the truth missed the global minimum (the truth "
+        "fits their data better; the others may have, unseen); all that gave a number are in the means."
     )
     return " ".join([*sentences, _verdict(matched, others) if complete else ""]).strip()
 
@@ -146,10 +146,10 @@ def caption(study: RateStudy, cells: list[CellSummary]) -> str:
 def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:
     """What the cells say together, if they say it: rates sharp and as predicted, floors within five percent."""
     slopes = [c for c in matched if c.slope is not None and c.stderr is not None]
-    off = [c for c in slopes if abs(c.slope - c.predicted_slope) > 3 * c.stderr]  # type: ignore[operator]
+    off = [c for c in slopes if abs(c.slope - PREDICTED[c.loss]) > 3 * c.stderr]  # type: ignore[operator]
     if off:
         names = " and ".join(c.estimator.upper() for c in off)
-        return f"The slope of {names} is more than three standard errors from the predicted {off[0].predicted_slope:g}."
+        return f"The slope of {names} is more than three standard errors from the predicted {PREDICTED[off[0].loss]:g}."
     reached = others and all(c.risk_over_floor is not None and abs(c.risk_over_floor - 1) < 0.05 for c in others)
     sharp = len(slopes) == len(matched) and all(c.stderr is not None and c.stderr <= SHARP for c in slopes)
     if not (sharp and reached):
@@ -163,7 +163,8 @@ def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:
 def _rate_sentence(cell: CellSummary) -> str:
     name = cell.estimator.upper()
     if cell.slope is None or cell.stderr is None:
-        return f"{name} on data from {cell.truth.upper()}: too few sizes in the window {cell.window} for a slope."
+        few = f"too few sizes in the window {cell.window}, or too few replicates, for a slope."
+        return f"{name} on data from {cell.truth.upper()}: {few}"
     sentence = f"{name} on data from {cell.truth.upper()}: error ~ n^({cell.slope:.3f} +- {cell.stderr:.3f})"
     if cell.efficiency is None or cell.efficiency_stderr is None:
         return sentence + "."
@@ -191,7 +192,7 @@ def table(cells: list[CellSummary]) -> str:
                 cell.estimator,
                 cell.loss,
                 _plus_minus(cell.slope, cell.stderr, 3),
-                f"{cell.predicted_slope:g}",
+                "-" if cell.predicted_slope is None else f"{cell.predicted_slope:g}",
                 _plus_minus(cell.median_slope, cell.median_stderr, 3),
                 _plus_minus(cell.efficiency, cell.efficiency_stderr, 2),
                 "-" if cell.risk_over_floor is None else f"{cell.risk_over_floor:.3f}",

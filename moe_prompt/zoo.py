@@ -175,7 +175,7 @@ def select(expert: str, activation: str | None = None, rank: int | None = None) 
     if rank is None:
         return recipe
     if recipe.hidden is not None:
-        require(rank >= 1, f"a hidden layer needs a rank of at least 1: got {rank}.")
+        require(1 <= rank <= 12, f"the table's quadrature takes hidden layers of 1 to 12 units: got {rank}.")
         return replace(recipe, hidden=rank)
     require(recipe.random_maps, f"{expert!r} has no rank to choose: its B is the identity; leave the rank out.")
     require(1 <= rank <= recipe.dim, f"the rank of B must be one of 1..{recipe.dim}: got {rank}.")

@@ -179,7 +179,7 @@ BAD = {
     "file without a study": (with_file("a.py", "x = 1"), "needs to define `study = RateStudy"),
     "too small n": (
         with_file("a.py", SMALL.read_text().replace("sizes=(23,", "sizes=(1, 23,")),
-        "estimator vapt has 5 parameters and needs n >= 2; got n = 1",
+        "estimator vpt has 3 parameters and needs n >= 3; got n = 1",
     ),
     "starts without content": (
         with_file("a.py", SMALL.read_text() + "\nobject.__setattr__(study, 'starts', lambda: 0)\n"),
@@ -194,7 +194,7 @@ BAD = {
     "figures of nothing": (["figures", "--rows", "nothing"], "no exported rows in nothing"),
     "unknown expert": (["identifiability", "--expert", "vap"], "unknown expert 'vap'.*did you mean 'vapt'"),
     "unknown activation": (["identifiability", "--expert", "vapt", "--activation", "thanh"], "did you mean 'tanh'"),
-    "no rank": (["identifiability", "--expert", "vapt", "--rank", "0"], "rank of at least 1: got 0"),
+    "no rank": (["identifiability", "--expert", "vapt", "--rank", "0"], "hidden layers of 1 to 12 units: got 0"),
     "rank of nothing": (["identifiability", "--rank", "2"], "belong to an expert"),
     "no picture": ([*VIEW, "none.png"], "none.png does not exist"),
     "corrupt picture": (on_text(*VIEW), "cannot be read as a picture"),

@@ -396,9 +396,9 @@ def without_shape_checks():
 
 def cut(what: str) -> tuple[RegressionModel, Dataset, torch.Tensor]:
     population = truth()
-    data, starts = sample(population, 3, 11), near(population, 3)
+    data, starts = sample(population, 3, 23), near(population, 3)
     changed = {
-        "few rows": (Dataset(data.x[:, :3], data.y[:, :3]), starts),
+        "few rows": (Dataset(data.x[:, :19], data.y[:, :19]), starts),
         "parameters": (data, starts[..., 1:]),
         "replicates": (data, starts[1:]),
         "axes": (data, starts[:, 0]),
@@ -414,7 +414,7 @@ def cut(what: str) -> tuple[RegressionModel, Dataset, torch.Tensor]:
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("few rows", r"got n = 3 with 5 outputs for 20 parameters; take n >= 4\."),
+        ("few rows", r"number of parameters, 20: got n = 19; take a larger sample\."),
         ("parameters", r"starts must be .* = \(3, at least one, 20\): got \(3, 1, 19\)"),
         ("replicates", r"= \(3, at least one, 20\): got \(2, 1, 20\)"),
         ("axes", r"= \(3, at least one, 20\): got \(3, 20\)"),
@@ -447,3 +447,14 @@ def test_error_is_at_the_cramer_rao_bound():
     chi = np.square(error @ jacobian.T).sum(1) / s**2
     assert abs(chi.mean() - p) < 4.9 * math.sqrt(2 * p / replicates)
     assert 0.8 < chi.var() / (2 * p) < 1.25
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_an_infinite_objective_is_no_fit():
+    """Data may be finite and their squares not."""
+    population = truth()
+    data, starts = sample(population, 2, 29), near(population, 2)
+    y = data.y.clone()
+    y[0, 0, 0] = 1e200
+    fit = STRICT.fit(population.model, Dataset(data.x, y), starts)
+    assert fit.converged.tolist() == [False, True] and "finite" in fit.message[0]

@@ -157,7 +157,7 @@ def test_generators_differ_by_every_coordinate_and_repeat():
     [
         ({"window": (61, 100)}, "window"),
         ({"window": (157, 23)}, "window"),
-        ({"sizes": (1, 61, 157)}, "estimator vapt has 5 parameters and needs n >= 2; got n = 1"),
+        ({"sizes": (1, 61, 157)}, "estimator vpt has 3 parameters and needs n >= 3; got n = 1"),
         ({"seed": -1}, "seed"),
         ({"replicates": 0}, "replicate"),
         ({"contenders": {"vpt": models["vapt"]}}, "those named vpt differ"),
