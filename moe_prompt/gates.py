@@ -19,7 +19,6 @@ from moe_prompt.activations import Activation, activation
 from moe_prompt.errors import require
 
 Scores = Float[Tensor, "*batch queries experts"]
-LogWeights = Float[Tensor, "*broadcast prompts"]
 
 
 class Gate(nn.Module, ABC):

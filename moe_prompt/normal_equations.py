@@ -84,9 +84,6 @@ class Problem:
 
 def _add_gram(rows: Tensor, out: Tensor) -> None:
     """out += rows rows' for rows (K, m, n). NumPy's product of a matrix with its own transpose computes half of it."""
-    if rows.device.type == "cpu":
-        array = rows.numpy()
-        with np.errstate(all="ignore"):  # an infinite or undefined product is the fit's business
-            out += torch.from_numpy(array @ array.swapaxes(1, 2))
-    else:
-        out += rows @ rows.mT
+    array = rows.numpy()
+    with np.errstate(all="ignore"):  # an infinite or undefined product is the fit's business
+        out += torch.from_numpy(array @ array.swapaxes(1, 2))

@@ -28,9 +28,9 @@ class RateStudy:
     """Error against n for every truth and every estimator.
 
     A cell is matched where truth and contender have the same name: the same family, exact-specified. `window` is the
-    range of n on which slopes are fitted, fixed here, before any row exists. `nodes` is the size of the quadrature for
-    expectations under the covariates, `projection_starts` the number of starts from which the best approximation of a
-    truth by another family is sought.
+    range of n on which slopes are fitted: part of the study, not of its reading. `nodes` is the size of the quadrature
+    for expectations under the covariates, `projection_starts` the number of starts from which the best approximation of
+    a truth by another family is sought.
     """
 
     name: str

@@ -78,9 +78,7 @@ def run(
     known = results.notes(study.key)
     for cell, limit in limits.items():
         name = "limits " + " ".join(cell)
-        if (
-            name not in known or limit.floor < known[name]["floor"] or limit.floor == 0
-        ):  # a floor found is an upper bound
+        if name not in known or limit.floor <= known[name]["floor"]:  # a search finds an upper bound of the floor
             results.note(study.key, name, limit.to_dict())
     progress(0, 0.0, total)
     for batch, rows in _compute(study, limits, batches, jobs, dask):

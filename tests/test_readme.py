@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer
 
@@ -34,6 +35,21 @@ def test_results_are_those_of_the_committed_rows():
         study = studies.load(name)
         rows, notes, _ = load_evidence(study, ROOT / "experiments" / "results", exported=True)
         assert caption(study, summarize(study, rows, notes)) in shown, name
+
+
+def test_what_is_said_beside_the_findings_is_in_the_committed_rows():
+    folder = ROOT / "experiments" / "results"
+    rows, patches = (pd.read_csv(folder / f"{name}.csv") for name in studies.NAMES)
+    foreign = rows[(rows.truth == "vpt") & (rows.estimator == "vapt")]
+    last, floor = foreign[foreign.n == 100_000], load_evidence(studies.load("vpt-vs-vapt"), folder, exported=True).notes
+    assert f"only {(last.projection_risk < 0.01).sum()} end near the best approximation" in README
+    assert f"{foreign.at_boundary.sum()} of its {len(foreign):,} fits lie on the box" in README
+    worst = last.excess_risk.max() / floor["limits vpt vapt"]["floor"] - 1
+    assert f"at most {worst:.1%} worse".replace("%", " %") in README
+    own = patches[(patches.truth == "vapt") & (patches.estimator == "vapt") & (patches.n >= 1000)]
+    mean = own.groupby("n").parameter_loss.mean()
+    slope = np.polyfit(np.log(mean.index), np.log(mean), 1)[0]
+    assert f"On n >= 1000 VAPT's is {slope:.3f}" in README
 
 
 # ------------------------------------------------------------------------------------------------ code
