@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.rates import RateStudy
-from moe_prompt.results import COLUMNS, Results
+from moe_prompt.results import Results, columns_of
+from moe_prompt.study import Study
 
 FORMATS = ("csv", "parquet")
 
@@ -32,7 +32,7 @@ def database(folder: Path, name: str) -> Path:
     return folder / f"{name}.sqlite"
 
 
-def load_evidence(study: RateStudy, folder: Path, exported: bool = False) -> Evidence:
+def load_evidence(study: Study, folder: Path, exported: bool = False) -> Evidence:
     """Rows of this study, its sizes and replicates only, from the database in `folder` or else from an export there.
 
     With `exported`, from the export alone.
@@ -50,7 +50,7 @@ def load_evidence(study: RateStudy, folder: Path, exported: bool = False) -> Evi
     )
 
 
-def export(study: RateStudy, folder: Path, format: str = "csv") -> list[Path]:
+def export(study: Study, folder: Path, format: str = "csv") -> list[Path]:
     """Write the rows of the database as CSV or Parquet and their provenance as JSON, beside the database."""
     require(format in FORMATS, f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
     found = _from_database(study, folder)
@@ -96,17 +96,17 @@ def _commit() -> str | None:
     return shown.stdout.strip() or None if shown.returncode == 0 else None
 
 
-def _from_database(study: RateStudy, folder: Path) -> Evidence | None:
+def _from_database(study: Study, folder: Path) -> Evidence | None:
     path = database(folder, study.name)
     if not path.exists():
         return None
-    results = Results(path)
+    results = Results(path, study.columns)
     rows, notes = results.frame(study.key), results.notes(study.key)
     results.close()
     return Evidence(rows, notes, path) if len(rows) else None
 
 
-def _from_export(study: RateStudy, folder: Path) -> Evidence | None:
+def _from_export(study: Study, folder: Path) -> Evidence | None:
     table, about = folder / f"{study.name}.csv", folder / f"{study.name}.json"
     if not (table.exists() and about.exists()):
         return None
@@ -121,7 +121,7 @@ def _from_export(study: RateStudy, folder: Path) -> Evidence | None:
     )
     if provenance["key"] != study.key:
         return None
-    missing = set(COLUMNS) - set(rows.columns) - {"study"}
+    missing = set(columns_of(study.columns)) - set(rows.columns) - {"study"}
     require(not missing, f"{table} lacks the columns {', '.join(sorted(missing))}: export the study again.")
     require(
         len(rows) == provenance["fits"],
@@ -130,7 +130,7 @@ def _from_export(study: RateStudy, folder: Path) -> Evidence | None:
     return Evidence(rows, provenance["notes"], table)
 
 
-def _provenance(study: RateStudy, found: Evidence) -> dict[str, Any]:
+def _provenance(study: Study, found: Evidence) -> dict[str, Any]:
     return {
         "study": study.name,
         "key": study.key,

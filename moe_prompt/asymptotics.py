@@ -18,8 +18,7 @@ from moe_prompt.estimators import LeastSquares
 from moe_prompt.identifiability import cramer_rao, information, node_blocks
 from moe_prompt.initializers import Random
 from moe_prompt.losses import VoronoiLoss
-from moe_prompt.rates import RateStudy
-from moe_prompt.regression import Dataset, Population
+from moe_prompt.regression import Dataset, Population, RegressionModel
 
 SMALL = 1e-6  # size of the errors at which the loss is linear to rounding
 FEW, KEPT = 2000, 12  # the projection's search: random starts on FEW points, the best KEPT of them on all nodes
@@ -45,15 +44,10 @@ class CellLimits:
         return numbers | {"projection": None if self.projection is None else self.projection.tolist()}
 
 
-def cell_limits(study: RateStudy, truth: str, estimator: str) -> CellLimits:
-    """Limits of the cell (truth, estimator)."""
-    return _matched(study, truth) if study.matched(truth, estimator) else _mismatched(study, truth, estimator)
-
-
-def _matched(study: RateStudy, truth: str) -> CellLimits:
-    population = study.truths[truth]
+def matched_limits(population: Population, nodes: int) -> CellLimits:
+    """Limits where the family fitted is the truth's own, with as many atoms."""
     model, theta, noise = population.model, population.theta, population.noise
-    matrix = information(model, theta, population.covariates.nodes(study.nodes))
+    matrix = information(model, theta, population.covariates.nodes(nodes))
     bound = cramer_rao(matrix, noise, n=1)
     p = model.num_parameters
     values, vectors = torch.linalg.eigh(bound)
@@ -70,7 +64,7 @@ def _matched(study: RateStudy, truth: str) -> CellLimits:
         p * noise**2,
         loss,
         float(bound.trace()),
-        _leverage(population, matrix, study.nodes),
+        _leverage(population, matrix, nodes),
     )
 
 
@@ -88,14 +82,15 @@ def _leverage(population: Population, matrix: Tensor, nodes: int) -> float:
     return total / len(matrix)
 
 
-def _mismatched(study: RateStudy, truth: str, estimator: str) -> CellLimits:
-    population, model = study.truths[truth], study.contenders[estimator]
-    solver = study.estimator if isinstance(study.estimator, LeastSquares) else LeastSquares()
-    clean, rng = replace(population, noise=0.0), np.random.default_rng(study.seed)
+def projection_limits(
+    population: Population, model: RegressionModel, solver: LeastSquares, nodes: int, count: int, seed: int
+) -> CellLimits:
+    """Limits where another family is fitted: its best approximation of the truth, sought from `count` random starts."""
+    clean, rng = replace(population, noise=0.0), np.random.default_rng(seed)
     few = clean.sample(FEW, [rng])
-    starts = Random(count=study.projection_starts).draw(model, None, rng)
+    starts = Random(count=count).draw(model, None, rng)
     repeated = Dataset(few.x.expand(len(starts), -1, -1), few.y.expand(len(starts), -1, -1))
     found = replace(solver, tolerance=1e-3).fit(model, repeated, starts[:, None])
     candidates = found.theta[found.objective.nan_to_num(nan=torch.inf).argsort()[:KEPT]]
-    best = solver.fit(model, clean.noiseless(study.nodes), candidates[None])
+    best = solver.fit(model, clean.noiseless(nodes), candidates[None])
     return CellLimits(model.num_parameters, population.noise, 2 * float(best.objective[0]), best.theta[0])

@@ -19,7 +19,7 @@ from moe_prompt.errors import InputError, require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from moe_prompt.rates import RateStudy
+    from moe_prompt.study import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 study_app = typer.Typer(no_args_is_help=True, help="Rate studies: error against sample size.")
@@ -49,7 +49,7 @@ def study_list() -> None:
 
     for name in NAMES:
         study = load(name)
-        fits = len(study.truths) * len(study.contenders) * len(study.sizes) * study.replicates
+        fits = len(study.cells) * len(study.sizes) * study.replicates
         print(f"{name:22s} {fits:6d} fits   {study.claim}")
 
 
@@ -70,7 +70,7 @@ def study_run(
     study = _study(name, quick, seed)
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
-    results = Results(archive.database(out, study.name))
+    results = Results(archive.database(out, study.name), study.columns)
     results.note(study.key, "environment", archive.environment())
     try:
         with Progress(study.name) as progress:
@@ -88,6 +88,7 @@ def study_run(
 def study_show(name: Name, quick: Quick = False, seed: Seed = None, out: Out = RESULTS, json_: Json = False) -> None:
     """Slopes, efficiencies and floors of a study, and its figure."""
     from moe_prompt import archive, summaries
+    from moe_prompt.captions import caption
 
     study = _study(name, quick, seed)
     rows, notes, source = archive.load_evidence(study, out)
@@ -97,7 +98,7 @@ def study_show(name: Name, quick: Quick = False, seed: Seed = None, out: Out = R
         return
     from moe_prompt.plotting import draw_rates
 
-    print(summaries.table(cells), summaries.caption(study, cells), sep="\n\n")
+    print(summaries.table(cells), caption(study, cells), sep="\n\n")
     figure = _save(draw_rates(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}.png")
     print(f"\nrows   {source}\nfigure {figure}")
 
@@ -192,7 +193,7 @@ def figures(
     require(drawn > 0, f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows.")
 
 
-def _study(name: str, quick: bool, seed: int | None) -> RateStudy:
+def _study(name: str, quick: bool, seed: int | None) -> Study:
     from moe_prompt.studies import load
 
     study = load(name)

@@ -13,47 +13,19 @@ statistical error the optimisation error is.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.measures import MixingMeasure
+from moe_prompt.fits import Estimator, FitResult, best_of
 from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.secant import SecantTerm
 
 ROUNDING, TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
-
-
-@dataclass(frozen=True, eq=False)
-class FitResult:
-    """A batch of fits; a fit that failed is a result too, with its reason in `message`."""
-
-    model: RegressionModel
-    theta: Float64[Tensor, "replicates p"]
-    objective: Float64[Tensor, "replicates"]  # 1/2 sum_i w_i |y_i - f(x_i)|^2
-    converged: Bool[Tensor, "replicates"]
-    at_boundary: Bool[Tensor, "replicates"]
-    steps: Int64[Tensor, "replicates"]
-    gradient_norm: Float64[Tensor, "replicates"]
-    offset: Float64[Tensor, "replicates"]  # relative offset: distance to the optimum in standard errors
-    message: tuple[str, ...]
-
-    @property
-    def measure(self) -> MixingMeasure:
-        return self.model.measure(self.theta)
-
-
-class Estimator(ABC):
-    """Fits a batch of replicates from given starts."""
-
-    @abstractmethod
-    def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
-        """The best fit of every replicate over its starts."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +68,11 @@ class LeastSquares(Estimator):
             part = slice(None, None, stride)
             problem = Problem(model, model.prepare(data.x[:, part]), y[..., part].contiguous(), None, starts.shape[1])
             result = self._minimise(problem, starts.flatten(0, 1), self.rung_tolerance, self.rung_steps, damping)
-            starts = _best(result, starts.shape[1], keep).theta.unflatten(0, (len(data), -1))
+            starts = best_of(result, starts.shape[1], keep).theta.unflatten(0, (len(data), -1))
             damping, keep = 1e-6, 1
         problem = Problem(model, prepared, y, data.weights, starts.shape[1])
         result = self._minimise(problem, starts.flatten(0, 1), self.tolerance, self.max_steps, damping)
-        return _best(result, starts.shape[1], 1)
+        return best_of(result, starts.shape[1], 1)
 
     def _rungs(self, data: Dataset) -> list[int]:
         """Strides of the smaller samples, smallest sample first; none where weights make rows unequal."""
@@ -252,22 +224,3 @@ def _offset(state: _State, gradient: Tensor, free: Tensor, active: Tensor, probl
     decrement = (g * newton).sum(1).clamp(min=0)
     variance = 2 * state.objective[active] / max(1, problem.observations - p)
     return (decrement / (p * variance)).sqrt()
-
-
-def _best(result: FitResult, starts: int, keep: int) -> FitResult:
-    """Of every `starts` consecutive problems the `keep` with the smallest objective, failed ones last."""
-    objective = torch.where(result.objective.isfinite(), result.objective, torch.inf).unflatten(0, (-1, starts))
-    order = objective.argsort(dim=1, stable=True)[:, :keep]
-    index = (order + starts * torch.arange(len(order))[:, None]).flatten()
-    pick = lambda array: array[index]  # noqa: E731
-    return FitResult(
-        result.model,
-        pick(result.theta),
-        pick(result.objective),
-        pick(result.converged),
-        pick(result.at_boundary),
-        pick(result.steps),
-        pick(result.gradient_norm),
-        pick(result.offset),
-        tuple(result.message[i] for i in index.tolist()),
-    )

@@ -14,16 +14,17 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_prompt.rates import RateStudy, fit_rate
-from moe_prompt.summaries import COLUMN, CellSummary, by_size, caption, summarize
+from moe_prompt.captions import caption
+from moe_prompt.slopes import fit_rate
+from moe_prompt.study import Study
+from moe_prompt.summaries import CellSummary, by_size, summarize
 
-LABEL = {"parameter": "parameter loss D", "excess_risk": r"excess risk  E$|\hat f-f_*|^2$"}
 INK, START, LINE, FIT = "#1f5a94", "#b0b0b0", "#c1440e", "#222222"
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 9.5}
 FILES: dict[Any, Any] = {"svg.hashsalt": "moe_prompt", "pdf.fonttype": 42}  # read when a file is written, not before
 
 
-def draw_rates(study: RateStudy, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Figure:
+def draw_rates(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Figure:
     """One panel per cell and loss: matched cells have two, the others their excess risk; caption below."""
     cells = summarize(study, rows, notes)
     with mpl.rc_context(STYLE), sns.axes_style("ticks"):
@@ -31,7 +32,8 @@ def draw_rates(study: RateStudy, rows: pd.DataFrame, notes: Mapping[str, Any]) -
         figure_rows = -(-len(cells) // columns)
         figure = Figure(figsize=(4.1 * columns, 3.3 * figure_rows + 1.35), layout="constrained")
         axes = np.atleast_1d(figure.subplots(figure_rows, columns, squeeze=False)).ravel()
-        ordered = sorted(cells, key=lambda cell: (list(study.truths).index(cell.truth), not cell.matched))
+        truths = list(dict.fromkeys(truth for truth, _ in study.cells))
+        ordered = sorted(cells, key=lambda cell: (truths.index(cell.truth), not cell.matched))
         for axis, cell in zip(axes, ordered, strict=False):
             own = rows[(rows.truth == cell.truth) & (rows.estimator == cell.estimator)]
             _panel(axis, study, cell, own, notes.get(f"limits {cell.truth} {cell.estimator}", {}))
@@ -52,17 +54,18 @@ def write(figure: Figure, path: Path, metadata: dict[str, Any]) -> None:
         figure.savefig(path, dpi=160, metadata=metadata)
 
 
-def _panel(axis: Axes, study: RateStudy, cell: CellSummary, rows: pd.DataFrame, limits: Mapping[str, Any]) -> None:
-    axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=LABEL[cell.loss])
+def _panel(axis: Axes, study: Study, cell: CellSummary, rows: pd.DataFrame, limits: Mapping[str, Any]) -> None:
+    axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=cell.label)
     axis.set_title(f"{cell.estimator.upper()} fitted to data from {cell.truth.upper()}", loc="left")
-    errors = by_size(rows, COLUMN[cell.loss])
+    errors = by_size(rows, cell.column)
     n = np.array(sorted(errors), float)
     _measured(axis, errors, n)
-    starts = by_size(rows, f"start_{COLUMN[cell.loss]}")
-    middle = [np.median(values) for values in starts.values()]
-    axis.plot(list(starts), middle, ":", color=START, label="where the fits start (median)")
-    _predicted(axis, cell, n, limits)
-    if cell.matched:
+    if f"start_{cell.column}" in rows:
+        starts = by_size(rows, f"start_{cell.column}")
+        middle = [np.median(values) for values in starts.values()]
+        axis.plot(list(starts), middle, ":", color=START, label="where the fits start (median)")
+    _predicted(axis, study, cell, n, limits)
+    if cell.slope is not None and cell.floor is None:
         _slope(axis, study, cell, errors, n)
     sns.despine(ax=axis)
 
@@ -83,23 +86,24 @@ def _interval(values: np.ndarray) -> np.ndarray:
     return np.quantile(resampled, [0.025, 0.975])
 
 
-def _slope(axis: Axes, study: RateStudy, cell: CellSummary, errors: Mapping[int, np.ndarray], n: np.ndarray) -> None:
-    fit = fit_rate(errors, study.window)
+def _slope(axis: Axes, study: Study, cell: CellSummary, errors: Mapping[int, np.ndarray], n: np.ndarray) -> None:
+    fit = fit_rate(errors, study.window, cell.statistic)
     if fit is None:
         return
     inside = n[(n >= study.window[0]) & (n <= study.window[1])]
-    label = "fitted slope of the mean, on the study's window"
+    label = f"fitted slope of the {cell.statistic}, on the study's window"
     axis.plot(inside, fit.line(inside), "--", color=FIT, lw=1, label=label)
-    words = f"slope {fit.slope:.3f} ± {fit.stderr:.3f}\npredicted {cell.predicted_slope:g}"
+    words = f"slope {fit.slope:.3f} ± {fit.stderr:.3f}"
+    if cell.predicted_slope is not None:
+        words += f"\npredicted {cell.predicted_slope:g}"
     axis.annotate(words, (0.04, 0.06), xycoords="axes fraction", fontsize=8.5)
 
 
-def _predicted(axis: Axes, cell: CellSummary, n: np.ndarray, limits: Mapping[str, Any]) -> None:
+def _predicted(axis: Axes, study: Study, cell: CellSummary, n: np.ndarray, limits: Mapping[str, Any]) -> None:
     """The line that is drawn, not fitted."""
-    if cell.matched:
-        name, power = ("loss_constant", -0.5) if cell.loss == "parameter" else ("risk_constant", -1.0)
-        if limits.get(name):
-            axis.plot(n, limits[name] * n**power, color=LINE, lw=1.2, label="Cramér-Rao prediction")
+    quantity = next(q for q in study.quantities(cell.truth, cell.estimator) if q.name == cell.loss)
+    if quantity.slope is not None and quantity.constant and limits.get(quantity.constant):
+        axis.plot(n, limits[quantity.constant] * n**quantity.slope, color=LINE, lw=1.2, label=quantity.prediction)
     elif cell.floor:
         axis.axhline(cell.floor, color=LINE, lw=1.2, ls="-.", label="floor: best approximation, by quadrature")
         axis.annotate(

@@ -1,69 +1,60 @@
-r"""Rate studies: which fits to make, and how fast their error falls with the sample size.
-
-A study is data: populations to sample from, families to fit, sizes, replicates, an estimator, starts. Its rows depend
-on its content alone; sizes and replicates only say which of them to compute, so that one size more, another number of
-workers or a restart changes no other row.
-"""
+r"""Rate studies of least squares: every truth fitted by every contender, and how fast an error falls with n."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from moe_prompt import judging
+from moe_prompt.asymptotics import CellLimits, matched_limits, projection_limits
 from moe_prompt.errors import require
-from moe_prompt.estimators import Estimator, LeastSquares
+from moe_prompt.estimators import LeastSquares
 from moe_prompt.fingerprint import fingerprint
+from moe_prompt.fits import Estimator
 from moe_prompt.initializers import Initializer, Random
 from moe_prompt.regression import Population, RegressionModel
+from moe_prompt.study import DATA, STARTS, Quantity, Study
+
+SEARCH = 50_000  # observations whose fit costs as much as the search from random starts at the first rung
+RISK = r"excess risk  E$|\hat f-f_*|^2$"
+BOUND = "Cramér-Rao prediction"
+MATCHED = (
+    Quantity("parameter_loss", "parameter loss D", -0.5, "loss_constant", short="parameter", prediction=BOUND),
+    Quantity("excess_risk", RISK, -1.0, "risk_constant", prediction=BOUND),
+)
 
 
-@dataclass(frozen=True, eq=False)
-class RateStudy:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RateStudy(Study):
     """Error against n for every truth and every estimator.
 
-    A cell is matched where truth and contender have the same name: the same family, exact-specified. `window` is the
-    range of n on which slopes are fitted: part of the study, not of its reading. `nodes` is the size of the quadrature
-    for expectations under the covariates, `projection_starts` the number of starts from which the best approximation of
-    a truth by another family is sought.
+    A cell is matched where truth and contender have the same name: the same family, exact-specified. `nodes` is the
+    size of the quadrature for expectations under the covariates, `projection_starts` the number of starts from which
+    the best approximation of a truth by another family is sought.
     """
 
-    name: str
-    claim: str
     truths: Mapping[str, Population]
     contenders: Mapping[str, RegressionModel]
-    sizes: tuple[int, ...]
-    replicates: int
-    window: tuple[int, int]
     estimator: Estimator = field(default_factory=LeastSquares)
     starts: Initializer = field(default_factory=Random)
-    seed: int = 0
     nodes: int = 12**4
     projection_starts: int = 256
-    quick_sizes: tuple[int, ...] = ()
-    quick_replicates: int = 25
+
+    columns = {  # noqa: RUF012 - not a field
+        "excess_risk": "REAL",  # E |f_hat - f_*|^2
+        "projection_risk": "REAL",  # E |f_hat - f_projection|^2, misspecified cells
+        "parameter_loss": "REAL",  # Voronoi loss D, matched cells
+        "efficiency": "REAL",  # n e' I e / p, matched cells
+        "squared_error": "REAL",  # |e|^2, matched cells
+        "start_excess_risk": "REAL",  # the same losses at the first of the starts
+        "start_parameter_loss": "REAL",
+        "objective_at_truth": "REAL",
+        "missed": "INTEGER",  # the truth fits better than the estimate: not the global minimum
+    }
 
     def __post_init__(self) -> None:
-        for name in ("sizes", "window", "quick_sizes"):  # NumPy's integers would not reach the database as integers
-            object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
-        require(self.seed >= 0, f"study {self.name}: a seed is an integer of at least 0: got {self.seed}.")
-        require(self.replicates >= 1, f"study {self.name} needs at least one replicate: got {self.replicates}.")
-        self._check_window()
-        self._check_contenders()
-
-    def _check_window(self) -> None:
-        low, high = self.window
-        require(
-            sum(low <= n <= high for n in self.sizes) >= 2,
-            f"study {self.name}: the window {self.window} needs at least two of the sizes {self.sizes}.",
-        )
-
-    def _check_contenders(self) -> None:
+        super().__post_init__()
         for name, model in self.contenders.items():
             require(
                 name not in self.truths or fingerprint(self.truths[name].model) == fingerprint(model),
@@ -77,71 +68,51 @@ class RateStudy:
                 f"n >= {least}; got n = {min(self.sizes)}, raise the smallest size.",
             )
 
+    @property
+    def cells(self) -> tuple[tuple[str, str], ...]:
+        return tuple((truth, estimator) for truth in self.truths for estimator in self.contenders)
+
+    @property
+    def content(self) -> Any:
+        return (self.truths, self.contenders, self.estimator, self.starts, self.seed, self.nodes)
+
     def quick(self) -> RateStudy:
-        """A few sizes and replicates of the same study: its rows are among the full one's."""
-        return replace(
-            self,
-            sizes=self.quick_sizes or self.sizes[:-1:2],
-            replicates=min(self.quick_replicates, self.replicates),
-            projection_starts=min(64, self.projection_starts),
-        )
+        return replace(super().quick(), projection_starts=min(64, self.projection_starts))
 
     def matched(self, truth: str, estimator: str) -> bool:
         return truth == estimator
 
-    @cached_property
-    def key(self) -> str:
-        """Hash of everything that a row depends on beside its own coordinates."""
-        parts = (self.truths, self.contenders, self.estimator, self.starts, self.seed, self.nodes)
-        return fingerprint(parts)
+    def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
+        return MATCHED if self.matched(truth, estimator) else (Quantity("excess_risk", RISK),)
 
-    def rng(self, truth: str, n: int, replicate: int, stream: int) -> np.random.Generator:
-        """The generator of one replicate: stream 0 draws data (the same for every estimator), 1 draws starts."""
-        where = (zlib.crc32(truth.encode()), n, replicate, stream)
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=where))
+    def cost(self, truth: str, estimator: str, n: int) -> float:
+        return float((n + SEARCH) * (self.contenders[estimator].num_parameters + 5))
 
+    def limits(self, truth: str, estimator: str) -> CellLimits:
+        population = self.truths[truth]
+        if self.matched(truth, estimator):
+            return matched_limits(population, self.nodes)
+        solver = self.estimator if isinstance(self.estimator, LeastSquares) else LeastSquares()
+        model = self.contenders[estimator]
+        return projection_limits(population, model, solver, self.nodes, self.projection_starts, self.seed)
 
-@dataclass(frozen=True)
-class RateFit:
-    """log error = intercept + slope log n by least squares, and the slope's standard error."""
+    def better(self, known: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+        """A search finds an upper bound of the floor."""
+        return found["floor"] <= known["floor"]
 
-    slope: float
-    stderr: float
-    intercept: float
-
-    def line(self, n: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.exp(self.intercept) * np.asarray(n, float) ** self.slope
-
-
-def fit_rate(
-    errors: Mapping[int, NDArray[np.float64]],
-    window: tuple[int, int],
-    statistic: str = "mean",
-    resamples: int = 1000,
-    seed: int = 0,
-) -> RateFit | None:
-    """Slope of log mean (or median) error on log n within the window, standard error by bootstrap over replicates.
-
-    `errors` maps n to the replicates' errors. None if fewer than two sizes of the window have a positive statistic; a
-    single replicate somewhere tells nothing of its scatter, and the standard error is NaN.
-
-    >>> exact = {n: np.full(5, 2.0 * n**-0.5) for n in (100, 1000, 10000)}
-    >>> round(fit_rate(exact, (100, 10000)).slope, 12)
-    -0.5
-    """
-    reduce: Callable[..., Any] = np.median if statistic == "median" else np.mean
-    inside = {n: np.asarray(e, float) for n, e in sorted(errors.items()) if window[0] <= n <= window[1] and len(e)}
-    inside = {n: e[np.isfinite(e)] for n, e in inside.items()}
-    inside = {n: e for n, e in inside.items() if len(e) and reduce(e) > 0}
-    if len(inside) < 2:
-        return None
-    log_n = np.log(list(inside))
-    slope, intercept = np.polyfit(log_n, np.log([reduce(e) for e in inside.values()]), 1)
-    rng = np.random.default_rng(seed)
-    resampled = [reduce(e[rng.integers(len(e), size=(resamples, len(e)))], axis=1) for e in inside.values()]
-    centred = (log_n - log_n.mean()) / np.square(log_n - log_n.mean()).sum()
-    slopes = centred @ np.log(np.maximum(resampled, np.finfo(float).tiny))
-    fewest = min(map(len, inside.values()))
-    # a resample of R values varies by (R - 1) / R of their variance
-    small_sample = np.sqrt(fewest / (fewest - 1)) if fewest > 1 else np.nan
-    return RateFit(float(slope), float(slopes.std(ddof=1) * small_sample), float(intercept))
+    def fit_batch(
+        self, truth: str, estimator: str, n: int, replicates: tuple[int, ...], limits: CellLimits
+    ) -> list[dict[str, Any]]:
+        population, model = self.truths[truth], self.contenders[estimator]
+        rngs = {stream: [self.rng(truth, n, r, stream) for r in replicates] for stream in (DATA, STARTS)}
+        data, matched = population.sample(n, rngs[DATA]), self.matched(truth, estimator)
+        starts = self.starts.starts(model, population.theta if matched else None, rngs[STARTS])
+        fit, first = self.estimator.fit(model, data, starts), starts[:, 0]
+        target = population.noiseless(self.nodes)
+        columns = dict.fromkeys(self.columns) | judging.risk_columns(population, fit, data, first, target)
+        if matched:
+            columns |= judging.exact_columns(population, fit, first, limits, n)
+            columns["missed"] = judging.missed(fit, judging.misfit(population, data))
+        else:
+            columns["projection_risk"] = judging.projection_risk(fit, limits.projection, target)
+        return judging.rows_of(fit, columns)

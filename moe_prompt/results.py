@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,17 @@ import pandas as pd
 from moe_prompt.errors import InputError, require
 
 KEY = ("study", "truth", "estimator", "n", "replicate")
-COLUMNS = {
+PLACE = {
     "study": "TEXT NOT NULL",
     "truth": "TEXT NOT NULL",
     "estimator": "TEXT NOT NULL",
     "n": "INTEGER NOT NULL",
     "replicate": "INTEGER NOT NULL",
-    "excess_risk": "REAL",  # E |f_hat - f_*|^2
-    "projection_risk": "REAL",  # E |f_hat - f_projection|^2, misspecified cells
-    "parameter_loss": "REAL",  # Voronoi loss D, matched cells
-    "efficiency": "REAL",  # n e' I e / p, matched cells
-    "squared_error": "REAL",  # |e|^2, matched cells
-    "start_excess_risk": "REAL",  # the same losses at the first of the starts
-    "start_parameter_loss": "REAL",
+}
+FIT = {
     "objective": "REAL",
-    "objective_at_truth": "REAL",
     "converged": "INTEGER",
     "at_boundary": "INTEGER",
-    "missed": "INTEGER",  # the truth fits better than the estimate: not the global minimum
     "steps": "INTEGER",
     "gradient_norm": "REAL",
     "offset": "REAL",
@@ -40,15 +33,23 @@ COLUMNS = {
 Row = dict[str, Any]
 
 
-class Results:
-    """The rows of studies in one SQLite file, a transaction per batch: a kill loses at most the batch in flight."""
+def columns_of(judged: Mapping[str, str]) -> dict[str, str]:
+    """Name -> SQLite type of all columns of a study: coordinates, the numbers it judges by, how a fit ended."""
+    return {**PLACE, **judged, **FIT}
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+
+class Results:
+    """The rows of studies in one SQLite file, a transaction per batch: a kill loses at most the batch in flight.
+
+    `judged` are the columns beside the common ones, name -> SQLite type.
+    """
+
+    def __init__(self, path: Path, judged: Mapping[str, str]) -> None:
+        self.path, self.columns = path, columns_of(judged)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(path, timeout=60)
-            columns = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
+            columns = ", ".join(f'"{name}" {kind}' for name, kind in self.columns.items())
             with self.connection as db:
                 db.execute(f"CREATE TABLE IF NOT EXISTS fits ({columns}, PRIMARY KEY ({', '.join(KEY)}))")
                 db.execute(
@@ -61,7 +62,7 @@ class Results:
     def _check(self) -> None:
         found = {row[1] for row in self.connection.execute("PRAGMA table_info(fits)")}
         require(
-            found == set(COLUMNS),
+            found == set(self.columns),
             f"{self.path} has other columns than this version writes: move the file away, or name another folder "
             "with --out.",
         )
@@ -72,10 +73,12 @@ class Results:
     def add(self, rows: Iterable[Row]) -> None:
         """Write the rows of one batch; a row that is there already stays as it is."""
         rows = list(rows)
-        holes = ", ".join(f":{name}" for name in COLUMNS)
+        names, holes = (", ".join(form.format(name) for name in self.columns) for form in ('"{}"', ":{}"))
         try:
             with self.connection as db:
-                db.executemany(f"INSERT INTO fits VALUES ({holes}) ON CONFLICT ({', '.join(KEY)}) DO NOTHING", rows)
+                db.executemany(
+                    f"INSERT INTO fits ({names}) VALUES ({holes}) ON CONFLICT ({', '.join(KEY)}) DO NOTHING", rows
+                )
         except sqlite3.Error as error:
             raise InputError(_advice(self.path, error)) from None
 
@@ -88,7 +91,7 @@ class Results:
         """All rows of a study, in the order of their coordinates."""
         order = ", ".join(KEY)
         query = f"SELECT * FROM fits WHERE study = ? ORDER BY {order}"
-        numbers = [name for name, kind in COLUMNS.items() if kind == "REAL"]  # a column of NULLs is none to pandas
+        numbers = [name for name, kind in self.columns.items() if kind == "REAL"]  # a column of NULLs is none to pandas
         return pd.read_sql_query(query, self.connection, params=(study,)).astype(dict.fromkeys(numbers, float))
 
     def note(self, study: str, name: str, value: Any) -> None:

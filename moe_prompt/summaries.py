@@ -1,4 +1,4 @@
-"""From rows to findings: slopes with errors, efficiency against the Cramer-Rao bound, floors, a caption."""
+"""From rows to findings: slopes with errors, what was measured over what was predicted, floors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_prompt.rates import RateFit, RateStudy, fit_rate
+from moe_prompt.slopes import RateFit, fit_rate
+from moe_prompt.study import Quantity, Study
 
-SHARP = 0.05  # a slope with a larger standard error than this supports no verdict
-COLUMN = {"parameter": "parameter_loss", "excess_risk": "excess_risk"}
-PREDICTED = {"parameter": -0.5, "excess_risk": -1.0}
 Limits = Mapping[str, Any]
 
 
@@ -24,9 +22,15 @@ class CellSummary:
     truth: str
     estimator: str
     loss: str
-    slope: float | None  # of the mean
+    column: str  # of the rows
+    label: str  # on an axis
+    slope: float | None  # of the mean, or of the median where `statistic` says so
     stderr: float | None
-    predicted_slope: float | None  # None: a floor is predicted, not a slope
+    predicted_slope: float | None  # None: a floor is predicted, or nothing
+    statistic: str
+    over_prediction: float | None  # that statistic at the largest size over constant * n^slope, where there is one
+    mean_slope: float | None
+    mean_stderr: float | None
     median_slope: float | None
     median_stderr: float | None
     window: tuple[int, int]
@@ -52,15 +56,14 @@ class CellSummary:
         return {name: _finite(value) for name, value in asdict(self).items()}
 
 
-def summarize(study: RateStudy, rows: pd.DataFrame, notes: Mapping[str, Any]) -> list[CellSummary]:
-    """Every cell and loss that has rows."""
+def summarize(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> list[CellSummary]:
+    """Every cell and quantity that has rows."""
     cells = []
-    for truth in study.truths:
-        for estimator in study.contenders:
-            own = rows[(rows.truth == truth) & (rows.estimator == estimator)]
-            limits = notes.get(f"limits {truth} {estimator}", {})
-            losses = ("parameter", "excess_risk") if study.matched(truth, estimator) else ("excess_risk",)
-            cells += [_cell(study, own, limits, truth, estimator, loss) for loss in losses if len(own)]
+    for truth, estimator in study.cells:
+        own = rows[(rows.truth == truth) & (rows.estimator == estimator)]
+        limits = notes.get(f"limits {truth} {estimator}", {})
+        if len(own):
+            cells += [_cell(study, own, limits, q) for q in study.quantities(truth, estimator)]
     return cells
 
 
@@ -69,24 +72,29 @@ def by_size(rows: pd.DataFrame, column: str) -> dict[int, np.ndarray]:
     return {int(n): group.to_numpy(float) for n, group in rows[np.isfinite(rows[column])].groupby("n")[column]}
 
 
-def _cell(study: RateStudy, rows: pd.DataFrame, limits: Limits, truth: str, estimator: str, loss: str) -> CellSummary:
-    errors, matched = by_size(rows, COLUMN[loss]), study.matched(truth, estimator)
-    mean, median = (fit_rate(errors, study.window, statistic) for statistic in ("mean", "median"))
-    projection = None if matched else fit_rate(by_size(rows, "projection_risk"), study.window)
-    floor = None if matched else limits.get("floor")
-    sizes = _sizes(rows, limits, COLUMN[loss])
+def _cell(study: Study, rows: pd.DataFrame, limits: Limits, quantity: Quantity) -> CellSummary:
+    errors = by_size(rows, quantity.column)
+    fits = {statistic: fit_rate(errors, study.window, statistic) for statistic in ("mean", "median")}
+    floor = limits.get("floor") or None  # matched cells have a floor of zero
+    projected = "projection_risk" in rows and floor is not None
+    sizes = _sizes(rows, limits, quantity)
     last = sizes[-1]
     return CellSummary(
-        truth,
-        estimator,
-        loss,
-        *_pair(mean),
-        PREDICTED[loss] if matched else None,
-        *_pair(median),
+        str(rows.truth.iloc[0]),
+        str(rows.estimator.iloc[0]),
+        quantity.name,
+        quantity.column,
+        quantity.label,
+        *_pair(fits[quantity.statistic]),
+        quantity.slope,
+        quantity.statistic,
+        last["over_prediction"],
+        *_pair(fits["mean"]),
+        *_pair(fits["median"]),
         study.window,
         floor,
         last["mean"] / floor if floor else None,
-        *_pair(projection),
+        *_pair(fit_rate(by_size(rows, "projection_risk"), study.window) if projected else None),
         last["efficiency"],
         last["efficiency_stderr"],
         limits.get("leverage"),
@@ -94,7 +102,7 @@ def _cell(study: RateStudy, rows: pd.DataFrame, limits: Limits, truth: str, esti
         len(rows),
         int((~rows.converged.astype(bool) | ~np.isfinite(rows.objective)).sum()),
         int(rows.at_boundary.sum()),
-        int(rows.missed.fillna(0).sum()) if matched else None,
+        int(rows.missed.sum()) if "missed" in rows and rows.missed.notna().any() else None,
     )
 
 
@@ -108,16 +116,17 @@ def _pair(fit: RateFit | None) -> tuple[float | None, float | None]:
     return (None, None) if fit is None else (fit.slope, fit.stderr if np.isfinite(fit.stderr) else None)
 
 
-def _sizes(rows: pd.DataFrame, limits: Limits, column: str) -> list[dict[str, Any]]:
-    """Per size: count, mean, median, quantiles; efficiency and mean squared error over its bound where defined."""
+def _sizes(rows: pd.DataFrame, limits: Limits, quantity: Quantity) -> list[dict[str, Any]]:
+    """Per size: count, mean, median, quantiles; over its prediction; efficiency, squared error over its bound."""
     found = []
     for n, group in rows.groupby("n"):
-        errors = group[column][np.isfinite(group[column])]
+        errors = group[quantity.column][np.isfinite(group[quantity.column])]
         low, middle, high = (float(q) for q in errors.quantile([0.1, 0.5, 0.9]))
         entry: dict[str, Any] = {"n": int(n), "fits": len(group), "mean": float(errors.mean())}
         entry |= {"median": middle, "quantile_10": low, "quantile_90": high}
+        entry["over_prediction"] = _over_prediction(entry, limits, quantity)
         entry |= dict.fromkeys(("efficiency", "efficiency_stderr", "mse_over_bound"))
-        if group.efficiency.notna().any():
+        if "efficiency" in group and group.efficiency.notna().any():
             entry["efficiency"] = float(group.efficiency.mean())
             entry["efficiency_stderr"] = float(np.sqrt(2 / (limits["parameters"] * len(group)))) if limits else None
             bound = limits.get("squared_error_constant")
@@ -126,65 +135,17 @@ def _sizes(rows: pd.DataFrame, limits: Limits, column: str) -> list[dict[str, An
     return found
 
 
-def caption(study: RateStudy, cells: list[CellSummary]) -> str:
-    """What the rows say, in sentences made from them."""
-    matched = [cell for cell in cells if cell.matched and cell.loss == "parameter"]
-    others = [cell for cell in cells if not cell.matched]
-    sentences = [_rate_sentence(cell) for cell in matched] + [_floor_sentence(cell) for cell in others]
-    counted = matched + others
-    fits, failed, boundary = (sum(getattr(c, name) for c in counted) for name in ("fits", "failed", "at_boundary"))
-    missed = sum(cell.missed or 0 for cell in matched)
-    complete = len(counted) == len(study.truths) * len(study.contenders)
-    sentences.append(
-        f"{fits} fits: {failed} did not converge, {boundary} ended on the boundary of the parameter box, {missed} of "
-        f"the {sum(cell.fits for cell in matched)} whose family holds the truth missed the global minimum (the truth "
-        "fits their data better; the others may have, unseen); all that gave a number are in the means."
-    )
-    return " ".join([*sentences, _verdict(matched, others) if complete else ""]).strip()
-
-
-def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:
-    """What the cells say together, if they say it: rates sharp and as predicted, floors within five percent."""
-    slopes = [c for c in matched if c.slope is not None and c.stderr is not None]
-    off = [c for c in slopes if abs(c.slope - PREDICTED[c.loss]) > 3 * c.stderr]  # type: ignore[operator]
-    if off:
-        names = " and ".join(c.estimator.upper() for c in off)
-        return f"The slope of {names} is more than three standard errors from the predicted {PREDICTED[off[0].loss]:g}."
-    reached = others and all(c.risk_over_floor is not None and abs(c.risk_over_floor - 1) < 0.05 for c in others)
-    sharp = len(slopes) == len(matched) and all(c.stderr is not None and c.stderr <= SHARP for c in slopes)
-    if not (sharp and reached):
-        return ""
-    return (
-        "Each method learns at the parametric rate in its own model; in the other's, its error stops at what it cannot "
-        "express. This is a difference of expressiveness, not of rate."
-    )
-
-
-def _rate_sentence(cell: CellSummary) -> str:
-    name = cell.estimator.upper()
-    if cell.slope is None or cell.stderr is None:
-        few = f"too few sizes in the window {cell.window}, or too few replicates, for a slope."
-        return f"{name} on data from {cell.truth.upper()}: {few}"
-    sentence = f"{name} on data from {cell.truth.upper()}: error ~ n^({cell.slope:.3f} +- {cell.stderr:.3f})"
-    if cell.efficiency is None or cell.efficiency_stderr is None:
-        return sentence + "."
-    return sentence + (
-        f", at n = {cell.by_size[-1]['n']} {cell.efficiency:.2f} +- {cell.efficiency_stderr:.2f} times the "
-        "Cramer-Rao bound."
-    )
-
-
-def _floor_sentence(cell: CellSummary) -> str:
-    sentence = f"{cell.estimator.upper()} on data from {cell.truth.upper()}: the excess risk is "
-    last = cell.by_size[-1]
-    if cell.floor is None or cell.risk_over_floor is None:
-        return sentence + f"{last['mean']:.3g} at n = {last['n']}."
-    return sentence + f"{cell.risk_over_floor:.3f} times its floor of {cell.floor:.3g} at n = {last['n']}."
+def _over_prediction(entry: Mapping[str, Any], limits: Limits, quantity: Quantity) -> float | None:
+    constant = limits.get(quantity.constant) if quantity.constant else None
+    if not constant or quantity.slope is None:
+        return None
+    return float(entry[quantity.statistic] / (constant * entry["n"] ** quantity.slope))
 
 
 def table(cells: list[CellSummary]) -> str:
     """Cells as aligned text."""
-    rows = [("truth", "estimator", "loss", "slope", "predicted", "median's slope", "n e'Ie/p", "over floor", "failed")]
+    head = ("truth", "estimator", "loss", "slope", "predicted", "median's slope", "over prediction", "n e'Ie/p")
+    rows = [(*head, "over floor", "failed")]
     for cell in cells:
         rows.append(
             (
@@ -194,6 +155,7 @@ def table(cells: list[CellSummary]) -> str:
                 _plus_minus(cell.slope, cell.stderr, 3),
                 "-" if cell.predicted_slope is None else f"{cell.predicted_slope:g}",
                 _plus_minus(cell.median_slope, cell.median_stderr, 3),
+                _plus_minus(cell.over_prediction, None, 2),
                 _plus_minus(cell.efficiency, cell.efficiency_stderr, 2),
                 "-" if cell.risk_over_floor is None else f"{cell.risk_over_floor:.3f}",
                 f"{cell.failed}/{cell.fits}",

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from moe_prompt.rates import RateStudy
-from moe_prompt.results import COLUMNS
+from moe_prompt.results import columns_of
 
 NOTES = {
     "limits vpt vpt": {"parameters": 3, "floor": 0.0, "risk_constant": 2.0, "loss_constant": 3.0, "leverage": 5.0},
@@ -33,5 +33,5 @@ def planted_rows(study: RateStudy, slope: float = -0.5, over_floor: float = 1.01
                     where = {"study": study.key, "truth": truth, "estimator": estimator, "n": n, "replicate": replicate}
                     fitted = {"objective": 1.0, "objective_at_truth": 1.1, "converged": 1, "at_boundary": 0, "steps": 7}
                     told = {"gradient_norm": 1e-9, "offset": 1e-7, "cpu_seconds": 0.01, "message": "converged"}
-                    rows.append(dict.fromkeys(COLUMNS) | where | errors | fitted | told)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+                    rows.append(dict.fromkeys(columns_of(study.columns)) | where | errors | fitted | told)
+    return pd.DataFrame(rows, columns=list(columns_of(study.columns)))

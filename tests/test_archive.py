@@ -9,16 +9,18 @@ import pandas as pd
 import pytest
 
 from moe_prompt.archive import _commit, database, environment, export, load_evidence
+from moe_prompt.captions import caption
 from moe_prompt.errors import InputError
-from moe_prompt.results import COLUMNS, Results
-from moe_prompt.summaries import caption, summarize
+from moe_prompt.rates import RateStudy
+from moe_prompt.results import Results, columns_of
+from moe_prompt.summaries import summarize
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
 
 
 def stored(folder, rows: pd.DataFrame | None = None, notes=NOTES):
     rows = planted_rows(study) if rows is None else rows
-    results = Results(database(folder, "small"))
+    results = Results(database(folder, "small"), RateStudy.columns)
     results.add(rows.astype(object).where(rows.notna(), None).to_dict("records"))
     for name, value in notes.items():
         results.note(study.key, name, value)
@@ -42,7 +44,7 @@ def test_csv_and_json_say_what_the_database_says(folder):
     before = load_evidence(study, folder)
     after = load_evidence(study, exported(folder))
     assert before.source == folder / "small.sqlite" and after.source == folder / "small.csv"
-    assert len(after.rows) == len(before.rows) == 60 and set(COLUMNS) - set(after.rows) == {"study"}
+    assert len(after.rows) == len(before.rows) == 60 and set(columns_of(study.columns)) - set(after.rows) == {"study"}
     assert after.notes == before.notes == NOTES
     old, new = (summarize(study, found.rows, found.notes) for found in (before, after))
     for one, other in zip(old, new, strict=True):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from moe_prompt.asymptotics import cell_limits
 from moe_prompt.covariates import Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.prompts import ConstantPrompt, FlatAdaptivePrompt
@@ -46,7 +45,7 @@ def differenced(model: RegressionModel, theta: torch.Tensor, x: torch.Tensor) ->
 @pytest.mark.parametrize("name", ["vpt", "vapt"])
 def test_constants_of_a_matched_cell_are_those_of_monte_carlo(name):
     """40000 covariates, 20000 errors of the Gaussian limit: percent each."""
-    limits, truth = cell_limits(study, name, name), study.truths[name]
+    limits, truth = study.limits(name, name), study.truths[name]
     p = truth.model.num_parameters
     assert (limits.parameters, limits.noise, limits.floor) == (p, NOISE, 0.0) and limits.projection is None
     assert limits.risk_constant == pytest.approx(p * NOISE**2, rel=1e-12)
@@ -73,7 +72,7 @@ def linear_loss(name: str, theta: list[float], errors: np.ndarray) -> float:
 def test_loss_constant_of_scaled_units_is_in_their_canonical_coordinates():
     """Scaling w1 by c and w2 by 1/c is no error: errors orthogonal to it, measured after scaling w1 to norm one."""
     small = relu_study()
-    limits, truth = cell_limits(small, "relu", "relu"), small.truths["relu"]
+    limits, truth = small.limits("relu", "relu"), small.truths["relu"]
     theta = truth.theta.numpy()
     jacobian = differenced(truth.model, truth.theta, draw(40_000, 3))
     covariance = NOISE**2 * np.linalg.pinv(np.einsum("noi,noj->ij", jacobian, jacobian) / 40_000, rcond=1e-9)
@@ -90,7 +89,7 @@ def test_loss_constant_of_scaled_units_is_in_their_canonical_coordinates():
 
 def test_fits_reach_the_constants():
     """199 fits at n = 2003: mean risk and loss over their limits within 4 standard errors, 6e-5 each."""
-    truth, limits, n = study.truths["vpt"], cell_limits(study, "vpt", "vpt"), 2003
+    truth, limits, n = study.truths["vpt"], study.limits("vpt", "vpt"), 2003
     data = truth.sample(n, [np.random.default_rng((5, k)) for k in range(199)])
     fit = LeastSquares().fit(truth.model, data, (truth.theta + 0.1).expand(199, 1, -1))
     errors = (fit.theta - truth.theta).numpy()
@@ -122,7 +121,8 @@ def toy():
     truth = Population(two, theta, Uniform(LOW, HIGH, 2), 0.1)
     contenders = {"two": two, "one": two.with_atoms(1)}
     options = {"estimator": LeastSquares(box=5.0), "nodes": 21**2, "projection_starts": 12}
-    return RateStudy("toy", "a floor", {"two": truth}, contenders, (23, 61), 3, (23, 61), **options)
+    grid = {"sizes": (23, 61), "replicates": 3, "window": (23, 61)}
+    return RateStudy(name="toy", claim="a floor", truths={"two": truth}, contenders=contenders, **grid, **options)
 
 
 def risk(study: RateStudy, theta: torch.Tensor) -> float:
@@ -135,7 +135,7 @@ def risk(study: RateStudy, theta: torch.Tensor) -> float:
 
 
 def test_floor_is_scipys_best_of_many_starts(toy):
-    limits, model = cell_limits(toy, "two", "one"), toy.contenders["one"]
+    limits, model = toy.limits("two", "one"), toy.contenders["one"]
     truth, x = toy.truths["two"], draw(2000, 9)
     target = truth.model.mean(truth.theta, x)
     residual = lambda t: (model.mean(torch.from_numpy(t), x) - target).numpy().ravel()  # noqa: E731
@@ -147,7 +147,7 @@ def test_floor_is_scipys_best_of_many_starts(toy):
 
 
 def test_no_fit_is_below_the_floor(toy):
-    limits = cell_limits(toy, "two", "one")
+    limits = toy.limits("two", "one")
     data = toy.truths["two"].sample(61, [np.random.default_rng((11, k)) for k in range(40)])
     starts = torch.from_numpy(np.random.default_rng(12).standard_normal((40, 5, 3)))
     fit = LeastSquares(box=5.0).fit(toy.contenders["one"], data, starts)
@@ -155,18 +155,18 @@ def test_no_fit_is_below_the_floor(toy):
 
 
 def test_more_starts_find_no_higher_floor_and_the_box_is_kept(toy):
-    few, many = (cell_limits(replace(toy, projection_starts=k), "two", "one").floor for k in (3, 24))
+    few, many = (replace(toy, projection_starts=k).limits("two", "one").floor for k in (3, 24))
     assert many <= few * (1 + 1e-9)
-    tight = cell_limits(replace(toy, estimator=LeastSquares(box=0.25)), "two", "one")
+    tight = replace(toy, estimator=LeastSquares(box=0.25)).limits("two", "one")
     assert float(tight.projection.abs().max()) == 0.25 and tight.floor > many
 
 
 def test_noise_does_not_move_the_floor(toy):
     loud = replace(toy, truths={"two": replace(toy.truths["two"], noise=7.0)})
-    assert cell_limits(loud, "two", "one").floor == pytest.approx(cell_limits(toy, "two", "one").floor, rel=1e-9)
+    assert loud.limits("two", "one").floor == pytest.approx(toy.limits("two", "one").floor, rel=1e-9)
 
 
 def test_limits_are_json(toy):
     for small, cell in ((toy, ("two", "one")), (study, ("vapt", "vapt"))):
-        told = cell_limits(small, *cell).to_dict()
+        told = small.limits(*cell).to_dict()
         assert json.loads(json.dumps(told, allow_nan=False)) == told and "information" not in told

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from moe_prompt import archive, cli, studies
+from moe_prompt.rates import RateStudy
 from moe_prompt.results import KEY, Results
 from moe_prompt.runner import run as run_study
 from tests.planted_rows import NOTES, planted_rows
@@ -46,7 +47,7 @@ def command(monkeypatch, capsys, tmp_path):
 def stored(folder: Path, rows=None) -> Path:
     """A folder with planted rows of the small study."""
     rows = planted_rows(study) if rows is None else rows
-    results = Results(archive.database(folder, "small"))
+    results = Results(archive.database(folder, "small"), RateStudy.columns)
     results.add(rows.astype(object).where(rows.notna(), None).to_dict("records"))
     for name, value in NOTES.items():
         results.note(study.key, name, value)
@@ -111,7 +112,7 @@ def test_a_killed_and_an_interrupted_run_lose_and_repeat_nothing(tmp_path):
     }
 
     more = replace(study, replicates=53)
-    undisturbed, resumed = Results(tmp_path / "other.sqlite"), Results(path)
+    undisturbed, resumed = Results(tmp_path / "other.sqlite", RateStudy.columns), Results(path, RateStudy.columns)
     run_study(more, undisturbed)
     assert more.key == whole[0][1] and KEY[0] == "study"
     assert_same_rows(resumed.frame(more.key), undisturbed.frame(more.key))
@@ -317,7 +318,7 @@ def test_figures_are_equal_bytes_and_of_the_export_alone(command, monkeypatch, t
     monkeypatch.setattr(studies, "NAMES", {"small": "small", "absent": "absent"})
     monkeypatch.setattr(studies, "load", lambda name: study)
     command("study", "export", "small", "--out", stored(tmp_path / "a"))
-    results = Results(archive.database(tmp_path / "a", "small"))
+    results = Results(archive.database(tmp_path / "a", "small"), RateStudy.columns)
     with results.connection as database:
         database.execute("UPDATE fits SET excess_risk = 2 * excess_risk")
     results.close()

@@ -11,7 +11,8 @@ from scipy.optimize import least_squares, root
 
 from moe_prompt.covariates import EvenGrid, Uniform
 from moe_prompt.errors import InputError
-from moe_prompt.estimators import FitResult, LeastSquares
+from moe_prompt.estimators import LeastSquares
+from moe_prompt.fits import FitResult
 from moe_prompt.gates import NonlinearResidualGate, SoftmaxGate
 from moe_prompt.prompts import (
     ConstantPrompt,

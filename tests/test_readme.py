@@ -14,8 +14,9 @@ import typer
 
 from moe_prompt import cli, runner, studies
 from moe_prompt.archive import load_evidence
+from moe_prompt.captions import caption
 from moe_prompt.results import Results
-from moe_prompt.summaries import caption, summarize
+from moe_prompt.summaries import summarize
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -94,7 +95,7 @@ def test_blocks_together_are_a_study_file(tmp_path):
     loaded = studies.load(str(path))
     assert loaded.key == studies.load(str(path)).key  # else `show` would not find what `run` computed
     small = replace(loaded, sizes=(101, 211), replicates=2, window=(101, 211), nodes=512)
-    results = Results(tmp_path / "rows.sqlite")
+    results = Results(tmp_path / "rows.sqlite", small.columns)
     assert runner.run(small, results) == 4
     rows = results.frame(small.key)
     results.close()

@@ -6,26 +6,32 @@ import sqlite3
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.results import COLUMNS, KEY, Results
+from moe_prompt.rates import RateStudy
+from moe_prompt.results import KEY, Results, columns_of
 from tests.planted_rows import planted_rows
 from tests.small_study import study
 
 
 def row(replicate: int = 0, **changes):
     where = {"study": "abc", "truth": "t", "estimator": "e", "n": 23, "replicate": replicate}
-    return dict.fromkeys(COLUMNS) | where | {"excess_risk": 0.1, "converged": True, "message": "fine"} | changes
+    return (
+        dict.fromkeys(columns_of(RateStudy.columns))
+        | where
+        | {"excess_risk": 0.1, "converged": True, "message": "fine"}
+        | changes
+    )
 
 
 @pytest.fixture
 def results(tmp_path):
-    opened = Results(tmp_path / "deep" / "rows.sqlite")
+    opened = Results(tmp_path / "deep" / "rows.sqlite", RateStudy.columns)
     yield opened
     opened.close()
 
 
 def filled(path):
     """A database of 60 planted rows, closed."""
-    results = Results(path)
+    results = Results(path, RateStudy.columns)
     results.add(planted_rows(study).astype(object).to_dict("records"))
     results.note(study.key, "environment", {"packages": {}})
     results.close()
@@ -36,7 +42,7 @@ def test_rows_come_back_in_the_order_of_their_coordinates(results):
     results.add([row(5), row(2, n=29), row(2), row(0, study="other")])
     frame = results.frame("abc")
     assert frame[["n", "replicate"]].to_numpy().tolist() == [[23, 2], [23, 5], [29, 2]]
-    assert list(frame.columns) == list(COLUMNS) and frame.excess_risk.tolist() == [0.1] * 3
+    assert list(frame.columns) == list(columns_of(RateStudy.columns)) and frame.excess_risk.tolist() == [0.1] * 3
     assert results.done("abc") == {("t", "e", 23, 5), ("t", "e", 29, 2), ("t", "e", 23, 2)}
     assert results.done("nobody") == set() and len(results.frame("nobody")) == 0
 
@@ -71,7 +77,10 @@ def test_notes_belong_to_a_study_and_the_last_counts(results):
 
 
 def test_two_runs_share_a_file(tmp_path):
-    first, second = Results(tmp_path / "rows.sqlite"), Results(tmp_path / "rows.sqlite")
+    first, second = (
+        Results(tmp_path / "rows.sqlite", RateStudy.columns),
+        Results(tmp_path / "rows.sqlite", RateStudy.columns),
+    )
     for replicate in range(6):
         (first, second)[replicate % 2].add([row(replicate), row(0, excess_risk=9.0)])
     assert first.frame("abc").equals(second.frame("abc"))
@@ -100,7 +109,7 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, damage):
     bad = damage(path.read_bytes())
     path.write_bytes(bad)
     with pytest.raises(InputError, match=r"rows\.sqlite is not a usable results database .*: move it away"):
-        Results(path)
+        Results(path, RateStudy.columns)
     assert path.read_bytes() == bad
 
 
@@ -112,7 +121,7 @@ def test_other_columns_are_refused_and_left_alone(tmp_path, change):
     db.close()
     before = path.read_bytes()
     with pytest.raises(InputError, match="other columns than this version writes"):
-        Results(path)
+        Results(path, RateStudy.columns)
     assert path.read_bytes() == before
 
 
@@ -120,7 +129,7 @@ def test_a_folder_that_is_none_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     for path in (tmp_path / "file" / "rows.sqlite", tmp_path / "file" / "sub" / "rows.sqlite"):
         with pytest.raises(InputError, match=r"cannot write .*: name a folder you may write to with --out\."):
-            Results(path)
+            Results(path, RateStudy.columns)
     (tmp_path / "rows.sqlite").mkdir()
     with pytest.raises(InputError, match="cannot write"):
-        Results(tmp_path / "rows.sqlite")
+        Results(tmp_path / "rows.sqlite", RateStudy.columns)

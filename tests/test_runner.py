@@ -12,12 +12,14 @@ from torch import nn
 from moe_prompt import runner
 from moe_prompt.covariates import Uniform
 from moe_prompt.errors import InputError
-from moe_prompt.estimators import Estimator, LeastSquares
+from moe_prompt.estimators import LeastSquares
+from moe_prompt.fits import Estimator
 from moe_prompt.initializers import Random
 from moe_prompt.prompts import PromptExpert, PromptTokens
-from moe_prompt.rates import RateStudy, fit_rate
+from moe_prompt.rates import RateStudy
 from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.results import KEY, Results
+from moe_prompt.slopes import fit_rate
 from moe_prompt.summaries import by_size, summarize
 from tests.small_study import study
 
@@ -25,7 +27,7 @@ COORDINATES = list(KEY[1:])
 
 
 def compute(study: RateStudy, folder, **options) -> pd.DataFrame:
-    results = Results(folder / "rows.sqlite")
+    results = Results(folder / "rows.sqlite", RateStudy.columns)
     runner.run(study, results, **options)
     frame = results.frame(study.key)
     results.close()
@@ -200,7 +202,7 @@ def test_estimators_see_the_same_data(rows):
 
 
 def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
-    results = Results(tmp_path / "rows.sqlite")
+    results = Results(tmp_path / "rows.sqlite", RateStudy.columns)
     assert runner.run(study.quick(), results) == 24
     before = results.connection.execute("SELECT rowid, * FROM fits ORDER BY rowid").fetchall()
     asked = []
@@ -236,7 +238,7 @@ def test_progress_ends_at_the_whole(tmp_path):
 
 
 def test_limits_and_runs_are_noted(tmp_path):
-    results = Results(tmp_path / "rows.sqlite")
+    results = Results(tmp_path / "rows.sqlite", RateStudy.columns)
     runner.run(study.quick(), results)
     notes = results.notes(study.key)
     results.close()

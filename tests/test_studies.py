@@ -9,7 +9,6 @@ import pytest
 from joblib.externals.loky.backend.reduction import dumps
 
 from moe_prompt import studies
-from moe_prompt.asymptotics import cell_limits
 from moe_prompt.errors import InputError
 from moe_prompt.studies import NAMES, load
 
@@ -64,10 +63,10 @@ def test_building_twice_gives_the_same(named):
 def test_floors_and_leverage_are_as_written(named):
     text = documented(named.name)
     for value, estimator, truth in re.findall(r"([\d.]+) \((VP?A?PT) on (VP?A?PT) data\)", text):
-        floor = cell_limits(named, truth.lower(), estimator.lower()).floor
+        floor = named.limits(truth.lower(), estimator.lower()).floor
         assert floor == pytest.approx(float(value), rel=0.05)
     for value in re.findall(r"leverage (\d+)", text):
-        assert cell_limits(named, "vapt", "vapt").leverage == pytest.approx(float(value), rel=0.05)
+        assert named.limits("vapt", "vapt").leverage == pytest.approx(float(value), rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------- users' files

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from moe_prompt.errors import InputError, choose, require
-from moe_prompt.rates import RateStudy
+from moe_prompt.study import Study
 
 NAMES = {"vpt-vs-vapt": "vpt_vs_vapt", "vpt-vs-vapt-patches": "vpt_vs_vapt_patches"}
 
 
-def load(name: str) -> RateStudy:
+def load(name: str) -> Study:
     """A named study, or the `study` of a Python file."""
     if name.endswith(".py"):
         return _from_file(Path(name))
@@ -21,7 +21,7 @@ def load(name: str) -> RateStudy:
     return importlib.import_module(f"{__name__}.{module}").build()
 
 
-def _from_file(path: Path) -> RateStudy:
+def _from_file(path: Path) -> Study:
     require(path.is_file(), f"no study file {path}: name a Python file that defines `study = RateStudy(...)`.")
     spec = importlib.util.spec_from_file_location(f"moe_prompt_study_{path.stem}", path)
     assert spec is not None and spec.loader is not None
@@ -36,6 +36,6 @@ def _from_file(path: Path) -> RateStudy:
     finally:
         del sys.modules[spec.name]  # so that its classes travel to worker processes by value
     study = getattr(module, "study", None)
-    if not isinstance(study, RateStudy):
+    if not isinstance(study, Study):
         raise InputError(f"{path} needs to define `study = RateStudy(...)`: got {type(study).__name__}.")
     return study

@@ -1,0 +1,87 @@
+"""What the rows of a study say, in sentences made from them."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from moe_prompt.rates import RateStudy
+from moe_prompt.study import Study
+from moe_prompt.summaries import CellSummary
+
+SHARP = 0.05  # a slope with a larger standard error than this supports no verdict
+
+
+@singledispatch
+def caption(study: Study, cells: list[CellSummary]) -> str:
+    """What the rows of a study say; each kind of study may have words of its own."""
+    last = {(cell.truth, cell.estimator): cell for cell in cells}.values()
+    return " ".join([*(_slope_sentence(cell) for cell in cells), _counts(list(last))])
+
+
+def _slope_sentence(cell: CellSummary) -> str:
+    name = f"{cell.estimator} on data from {cell.truth}, {cell.loss}"
+    if cell.slope is None or cell.stderr is None:
+        return f"{name}: too few sizes or replicates in the window {cell.window} for a slope."
+    predicted = "" if cell.predicted_slope is None else f" (predicted {cell.predicted_slope:g})"
+    return f"{name}: {cell.statistic} ~ n^({cell.slope:.3f} +- {cell.stderr:.3f}){predicted}."
+
+
+def _counts(cells: list[CellSummary]) -> str:
+    fits, failed, boundary = (sum(getattr(c, name) for c in cells) for name in ("fits", "failed", "at_boundary"))
+    return f"{fits} fits: {failed} did not converge, {boundary} ended on the boundary of the parameter box."
+
+
+@caption.register
+def _rate_caption(study: RateStudy, cells: list[CellSummary]) -> str:
+    matched = [cell for cell in cells if cell.matched and cell.loss == "parameter"]
+    others = [cell for cell in cells if not cell.matched]
+    sentences = [_rate_sentence(cell) for cell in matched] + [_floor_sentence(cell) for cell in others]
+    counted = matched + others
+    fits, failed, boundary = (sum(getattr(c, name) for c in counted) for name in ("fits", "failed", "at_boundary"))
+    missed = sum(cell.missed or 0 for cell in matched)
+    complete = len(counted) == len(study.truths) * len(study.contenders)
+    sentences.append(
+        f"{fits} fits: {failed} did not converge, {boundary} ended on the boundary of the parameter box, {missed} of "
+        f"the {sum(cell.fits for cell in matched)} whose family holds the truth missed the global minimum (the truth "
+        "fits their data better; the others may have, unseen); all that gave a number are in the means."
+    )
+    return " ".join([*sentences, _verdict(matched, others) if complete else ""]).strip()
+
+
+def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:
+    """What the cells say together, if they say it: rates sharp and as predicted, floors within five percent."""
+    slopes = [c for c in matched if c.slope is not None and c.stderr is not None]
+    off = [c for c in slopes if abs(c.slope - c.predicted_slope) > 3 * c.stderr]  # type: ignore[operator]
+    if off:
+        names = " and ".join(c.estimator.upper() for c in off)
+        return f"The slope of {names} is more than three standard errors from the predicted {off[0].predicted_slope:g}."
+    reached = others and all(c.risk_over_floor is not None and abs(c.risk_over_floor - 1) < 0.05 for c in others)
+    sharp = len(slopes) == len(matched) and all(c.stderr is not None and c.stderr <= SHARP for c in slopes)
+    if not (sharp and reached):
+        return ""
+    return (
+        "Each method learns at the parametric rate in its own model; in the other's, its error stops at what it cannot "
+        "express. This is a difference of expressiveness, not of rate."
+    )
+
+
+def _rate_sentence(cell: CellSummary) -> str:
+    name = cell.estimator.upper()
+    if cell.slope is None or cell.stderr is None:
+        few = f"too few sizes in the window {cell.window}, or too few replicates, for a slope."
+        return f"{name} on data from {cell.truth.upper()}: {few}"
+    sentence = f"{name} on data from {cell.truth.upper()}: error ~ n^({cell.slope:.3f} +- {cell.stderr:.3f})"
+    if cell.efficiency is None or cell.efficiency_stderr is None:
+        return sentence + "."
+    return sentence + (
+        f", at n = {cell.by_size[-1]['n']} {cell.efficiency:.2f} +- {cell.efficiency_stderr:.2f} times the "
+        "Cramer-Rao bound."
+    )
+
+
+def _floor_sentence(cell: CellSummary) -> str:
+    sentence = f"{cell.estimator.upper()} on data from {cell.truth.upper()}: the excess risk is "
+    last = cell.by_size[-1]
+    if cell.floor is None or cell.risk_over_floor is None:
+        return sentence + f"{last['mean']:.3g} at n = {last['n']}."
+    return sentence + f"{cell.risk_over_floor:.3f} times its floor of {cell.floor:.3g} at n = {last['n']}."
