@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "moe_prompt"
 SOURCES = {str(f.relative_to(PACKAGE).with_suffix("")).replace("/", "."): f for f in sorted(PACKAGE.rglob("*.py"))}
 NAMES = {name.removesuffix(".__init__"): file for name, file in SOURCES.items()}
-WRITERS = {"cli", "plotting", "plotting_view", "progress"}
+WRITERS = {"cli", "plotting", "plotting_sequences", "plotting_view", "progress"}
 MAY_IMPORT = {
     "errors": set(),
     "activations": {"errors"},
@@ -112,7 +112,7 @@ def test_only_plotting_imports_matplotlib_and_seaborn():
     users = {
         name for name, file in NAMES.items() for used in imported(file) if used.startswith(("matplotlib", "seaborn"))
     }
-    assert users - {"cli"} == {"plotting", "plotting_view"}
+    assert users - {"cli"} == {"plotting", "plotting_sequences", "plotting_view"}
     typing_only = (PACKAGE / "cli.py").read_text().split("if TYPE_CHECKING:")[1].split("\napp =")[0]
     lines = [line for line in (PACKAGE / "cli.py").read_text().splitlines() if "matplotlib" in line]
     assert lines and all(line in typing_only for line in lines)
