@@ -1,0 +1,218 @@
+r"""Maximum likelihood for latent mixtures, a whole batch of replicates at once: EM that ends as Newton's method.
+
+    theta_hat = argmax_{theta in box} sum_i log p_theta(y_i | x_i)
+
+One pass over the data gives the score g, the complete information C and the observed information H (:mod:`louis`).
+An EM step takes the experts' weighted least squares exactly and one Newton step of the gate's weighted logistic
+regression: C^-1 g, in closed form for the standard deviations. A Newton step is (H + damping C)^-1 g: EM is its own
+trust region. EM goes first and wherever H + damping C is not positive definite or Newton's step was refused; Newton
+takes over where the likelihood is concave, which EM alone would climb at the rate of the missing information.
+
+A fit stops by the relative offset, the length of the Newton step in units of the estimate's standard error,
+sqrt(g' H^-1 g / p), never by a change of the likelihood. The likelihood is unbounded at sd -> 0: the box keeps
+sd >= least_sd, and a fit that ends on it says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from moe_prompt.errors import require
+from moe_prompt.fits import Estimator, FitResult, best_of
+from moe_prompt.louis import Observations, Sums
+from moe_prompt.mixture import GatedMixture
+from moe_prompt.regression import Dataset
+
+ROUNDING = torch.finfo(torch.float64).eps
+FLAT = 1e-9  # information below this share of the complete one, or of one observation, is none
+
+
+@dataclass(frozen=True)
+class ExpectationMaximization(Estimator):
+    """Best of several starts by EM and Newton.
+
+    A large sample is climbed to: every start is fitted to about `first_rung` evenly spread observations first, the
+    best `keep` of them to ten times as many, the best of those to ten times as many again, and so on to the whole
+    sample, where only the last few steps are left. `box` bounds the absolute value of every coefficient, `least_sd` the
+    standard deviations from below; `em_steps` EM steps open the first rung.
+    """
+
+    tolerance: float = 1e-6
+    max_steps: int = 500
+    box: float = 100.0
+    least_sd: float = 1e-3
+    em_steps: int = 10
+    first_rung: int = 1000
+    rung_tolerance: float = 0.05
+    rung_steps: int = 100
+    keep: int = 2
+
+    def fit(self, model: GatedMixture, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
+        self._check(model, data, starts)
+        em_steps, keep = self.em_steps, self.keep
+        for stride in self._rungs(data.n):
+            part = Observations(model, data.x[:, ::stride], data.y[:, ::stride])
+            result = self._maximise(part, starts, self.rung_tolerance, self.rung_steps, em_steps)
+            starts = best_of(result, starts.shape[1], keep).theta.unflatten(0, (len(data), -1))
+            em_steps, keep = 0, 1
+        result = self._maximise(Observations(model, data.x, data.y), starts, self.tolerance, self.max_steps, em_steps)
+        return best_of(result, starts.shape[1], 1)
+
+    def _check(self, model: GatedMixture, data: Dataset, starts: Tensor) -> None:
+        p = model.num_parameters
+        require(
+            data.x.shape[2] == model.dim and data.y.shape[2] == 1 and data.weights is None,
+            f"this mixture takes {model.dim} covariates, one output and no weights: got x with {data.x.shape[2]}, y "
+            f"with {data.y.shape[2]}{', and weights' if data.weights is not None else ''}.",
+        )
+        require(
+            data.n >= p,
+            f"maximum likelihood needs n at least as large as the number of parameters, {p}: got n = {data.n}; take a "
+            "larger sample.",
+        )
+        require(
+            starts.ndim == 3 and starts.shape[1] >= 1 and (len(starts), starts.shape[2]) == (len(data), p),
+            f"starts must be (replicates, starts, parameters) = ({len(data)}, at least one, {p}): "
+            f"got {tuple(starts.shape)}.",
+        )
+
+    def _rungs(self, n: int) -> list[int]:
+        """Strides of the smaller samples, smallest sample first."""
+        sizes = (self.first_rung * 10**k for k in range(9))
+        return [n // size for size in sizes if 2 * size <= n]
+
+    def _bounds(self, model: GatedMixture) -> tuple[Tensor, Tensor]:
+        low = torch.full((model.num_parameters,), -self.box, dtype=torch.float64)
+        high = -low
+        low[model.slices["log_sd"]], high[model.slices["log_sd"]] = math.log(self.least_sd), math.log(self.box)
+        return low, high
+
+    def _maximise(
+        self, sample: Observations, starts: Tensor, tolerance: float, max_steps: int, em_steps: int
+    ) -> FitResult:
+        replicates = torch.arange(len(starts)).repeat_interleave(starts.shape[1])
+        climb = Climb(sample, starts.flatten(0, 1), replicates, self._bounds(sample.model))
+        for step in range(max_steps + 1):
+            climb.look(tolerance)
+            if step == max_steps or bool(climb.done.all()):
+                break
+            climb.advance(em_only=step < em_steps)
+        return self._result(climb, tolerance)
+
+    def _result(self, climb: Climb, tolerance: float) -> FitResult:
+        converged, finite = climb.offset <= tolerance, climb.sums.log_likelihood.isfinite()
+        reasons = zip(converged.tolist(), finite.tolist(), climb.stuck.tolist(), strict=True)
+        return FitResult(
+            climb.sample.model,
+            climb.theta,
+            torch.where(finite, -climb.sums.log_likelihood, torch.inf),
+            converged,
+            climb.on_bound().any(1),
+            climb.steps,
+            (climb.sums.score * climb.free()).norm(dim=1),
+            climb.offset,
+            tuple(_reason(*reason, self.max_steps) for reason in reasons),
+        )
+
+
+def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:
+    if converged:
+        return "converged"
+    if not finite:
+        return "the likelihood is not finite at the start"
+    return "no step raises the likelihood" if stuck else f"not converged in {max_steps} steps"
+
+
+class Climb:
+    """Where every problem stands: theta, the sums of its last pass, its damping, and whether it is done."""
+
+    def __init__(self, sample: Observations, theta: Tensor, replicates: Tensor, bounds: tuple[Tensor, Tensor]) -> None:
+        self.sample, self.replicates, (self.low, self.high) = sample, replicates, bounds
+        self.theta = theta.clamp(self.low, self.high)
+        self.sums = sample.sums(self.theta, replicates)
+        count = len(theta)
+        self.damping = self.theta.new_full((count,), 1e-2)
+        self.growth, self.pace = self.theta.new_full((count,), 4.0), self.theta.new_ones(count)
+        self.refused = torch.zeros(count, dtype=torch.bool)
+        self.stuck = torch.zeros(count, dtype=torch.bool)
+        self.steps = torch.zeros(count, dtype=torch.int64)
+        self.offset = self.theta.new_full((count,), torch.inf)
+        self.done = ~self.sums.finite()
+
+    def on_bound(self) -> Tensor:
+        return (self.theta <= self.low) | (self.theta >= self.high)
+
+    def free(self) -> Tensor:
+        """Parameters inside the box, or on its boundary with ascent pointing inwards."""
+        score = self.sums.score
+        return ~(((self.theta <= self.low) & (score < 0)) | ((self.theta >= self.high) & (score > 0)))
+
+    def look(self, tolerance: float) -> None:
+        """The relative offset of the active problems; those within the tolerance are done."""
+        k = (~self.done).nonzero()[:, 0]
+        sums, free = self.sums.of(k), self.free()[k]
+        newton = _solve(sums.observed, sums.complete, FLAT, sums.score, free)
+        self.offset[k] = ((sums.score * newton).sum(1).clamp(min=0) / newton.shape[1]).sqrt().nan_to_num(nan=torch.inf)
+        self.done[k] |= self.offset[k] <= tolerance
+
+    def advance(self, em_only: bool) -> None:
+        """One step of the active problems, kept where it raises the likelihood."""
+        k = (~self.done).nonzero()[:, 0]
+        sums, free = self.sums.of(k), self.free()[k]
+        em = self.pace[k, None] * self._em_step(sums, free)
+        damped = sums.observed + self.damping[k, None, None] * sums.complete
+        newton = _solve(damped, sums.complete, 1e-14, sums.score, free)
+        concave = newton.isfinite().all(1)
+        use_em = self.refused[k] | ~concave
+        use_em |= em_only
+        trial = (self.theta[k] + torch.where(use_em[:, None], em, newton)).clamp(self.low, self.high)
+        step = trial - self.theta[k]
+        predicted = (step * (sums.score - 0.5 * torch.einsum("kab,kb->ka", sums.observed, step))).sum(1)
+        found = self.sample.sums(trial, self.replicates[k])
+        gained = found.log_likelihood - sums.log_likelihood
+        noise = 32 * ROUNDING * (sums.log_likelihood.abs() + self.sample.n)
+        told = (predicted > 10 * noise) & ~use_em  # else gains are rounding: the step is taken
+        accept = found.finite() & (gained > torch.where(told, 1e-4 * predicted, -noise))
+        self._damp(k, use_em, concave, accept, torch.where(told, gained / predicted, 0.9))
+        self.theta[k[accept]] = trial[accept]
+        self.sums.put(k[accept], found.of(accept))
+
+    def _damp(self, k: Tensor, em: Tensor, concave: Tensor, accept: Tensor, ratio: Tensor) -> None:
+        """Less damping after a good Newton step, more after a refused one; EM's pace is halved when it is refused."""
+        damping, growth, pace = self.damping[k], self.growth[k], self.pace[k]
+        eased = damping * torch.where(ratio > 0.75, 0.05, (1 - (2 * ratio - 1) ** 3).clamp(min=0.1))
+        raised = torch.where(concave, damping * growth, (4 * damping).clamp(min=0.1))
+        self.damping[k] = torch.where(em & concave, damping, torch.where(accept & ~em, eased, raised)).clamp(min=1e-15)
+        self.growth[k] = torch.where(accept, 4.0, torch.where(em, growth, 2 * growth))
+        self.pace[k] = torch.where(em, torch.where(accept, (2 * pace).clamp(max=1.0), 0.5 * pace), pace)
+        self.refused[k] = ~accept & ~em
+        self.steps[k] += 1
+        self.stuck[k] = ~accept & (self.pace[k] < 1e-12)
+        self.done |= self.stuck
+
+    def _em_step(self, sums: Sums, free: Tensor) -> Tensor:
+        """C^-1 g, and for the standard deviations the maximum given the new means."""
+        step = _solve(sums.complete, sums.complete, 1e-12, sums.score, free)
+        model = self.sample.model
+        what = torch.tensor([j if kind == "mean" else -1 for kind, j, _ in model.places])
+        gains = step * sums.score
+        explained = torch.stack([(gains * (what == j)).sum(1) for j in range(model.num_experts)], 1)
+        last = model.slices["log_sd"]
+        mean_square = 1 + (sums.score[:, last] - explained) / sums.mass.clamp(min=FLAT)
+        step[:, last] = 0.5 * mean_square.clamp(0.01, 100.0).log() * free[:, last]
+        return step.nan_to_num(nan=0.0)
+
+
+def _solve(matrix: Tensor, scale: Tensor, ridge: float, score: Tensor, free: Tensor) -> Tensor:
+    """matrix^-1 g on the free parameters, 0 elsewhere, in units of the diagonal of `scale`; NaN if not positive."""
+    unit = scale.diagonal(dim1=1, dim2=2).clamp(min=FLAT).rsqrt() * free
+    scaled = matrix * unit[:, :, None] * unit[:, None, :]
+    scaled.diagonal(dim1=1, dim2=2).add_(ridge * free + (~free).to(scaled))
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    step = torch.cholesky_solve((score * unit)[..., None], factor)[..., 0] * unit
+    return torch.where((info > 0)[:, None], torch.nan, step)

@@ -1,0 +1,199 @@
+r"""Log-likelihood, score and information of a latent mixture in one pass over the data.
+
+With responsibilities r_j and S_j the score of log pi_j + log p_j, Louis' identity (1982) says of each observation
+
+    score = sum_j r_j S_j,    observed information = sum_j r_j (-dS_j) - sum_j r_j S_j S_j' + score score'.
+
+S_j depends on the parameters through few predictors, the scores s_a, the means m_j and log sd_j, each linear in
+(1, x). So all sums over observations are sums of products of two predictors' derivatives with the monomials of
+(1, x)(1, x)': one matrix product of weights (rows, n) with monomials (n, q). The complete information, expected given
+the component, is block diagonal and positive: its inverse times the score is one scoring step of the M-step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from moe_prompt.activations import Activation
+from moe_prompt.frozen_density import HALF_LOG_2PI
+from moe_prompt.mixture import GatedMixture
+
+CHUNK = 12_288  # observations that are worked on together: their weights stay in cache
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What one pass gives, for every problem: L, dL, -d2L, the complete information, and sum_i r_ij."""
+
+    log_likelihood: Float64[Tensor, "problems"]
+    score: Float64[Tensor, "problems p"]
+    observed: Float64[Tensor, "problems p p"]
+    complete: Float64[Tensor, "problems p p"]
+    mass: Float64[Tensor, "problems experts"]
+
+    def of(self, problems: Tensor) -> Sums:
+        """Those of some problems."""
+        return Sums(*(getattr(self, f.name)[problems] for f in fields(self)))
+
+    def put(self, problems: Tensor, sums: Sums) -> None:
+        """Replace those of some problems."""
+        for f in fields(self):
+            getattr(self, f.name)[problems] = getattr(sums, f.name)
+
+    def finite(self) -> Bool[Tensor, "problems"]:
+        return self.log_likelihood.isfinite() & self.score.isfinite().all(1) & self.observed.isfinite().all((1, 2))
+
+
+class Observations:
+    """A sample of several replicates with everything that does not depend on parameters: monomials and log f_0."""
+
+    def __init__(self, model: GatedMixture, x: Float64[Tensor, "replicates n dim"], y: Tensor) -> None:
+        self.model, self.y = model, y.mT.contiguous()
+        design = torch.cat([torch.ones_like(x[..., :1]), x], 2).mT
+        first, second = torch.triu_indices(model.dim + 1, model.dim + 1)
+        self.monomials = design[:, first] * design[:, second]  # the first d + 1 of them are (1, x)
+        self.log_frozen = None if model.frozen is None else model.frozen.log_density(x, y).mT.contiguous()
+
+    @property
+    def n(self) -> int:
+        return self.y.shape[2]
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.model)
+
+    def sums(self, theta: Float64[Tensor, "problems p"], replicates: Tensor) -> Sums:
+        """The sums at theta[k] over the sample of replicate replicates[k], for every k."""
+        together = max(1, CHUNK // self.n)
+        parts = [
+            self._block(theta[first : first + together], replicates[first : first + together])
+            for first in range(0, len(theta), together)
+        ]
+        log_likelihood, rows = (torch.cat(part) for part in zip(*parts, strict=True))
+        return self.layout.assemble(log_likelihood, rows)
+
+    def _block(self, theta: Tensor, replicates: Tensor) -> tuple[Tensor, Tensor]:
+        pass_ = Pass(self.model, theta)
+        first, last = int(replicates[0]), int(replicates[-1])
+        ordered = len(replicates) == 1 or replicates.equal(torch.arange(first, last + 1))
+        index = slice(first, last + 1) if ordered else replicates
+        starts = range(0, self.n, CHUNK)
+        parts = [self._chunk(pass_, index, slice(start, start + CHUNK)) for start in starts]
+        likelihood, rows = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
+        return likelihood, rows
+
+    def _chunk(self, pass_: Pass, index: Tensor | slice, some: slice) -> tuple[Tensor, Tensor]:
+        frozen = None if self.log_frozen is None else self.log_frozen[index, :, some]
+        monomials = self.monomials[index, :, some]
+        value, weights = pass_(monomials[:, : self.model.dim + 1], self.y[index, :, some], frozen)
+        return value, weights @ monomials.mT
+
+
+class Pass:
+    """Weights of a chunk at fixed parameters, in the order that :class:`Layout` reads."""
+
+    def __init__(self, model: GatedMixture, theta: Tensor) -> None:
+        self.model = model
+        self.gates, self.means, self.log_sd = model.coefficients(theta)
+        self.precision = (-self.log_sd).exp()[..., None]
+
+    def __call__(self, design: Tensor, y: Tensor, log_frozen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log-likelihood (B,) of the chunk and weights (B, rows, n)."""
+        k, j = self.model.num_experts, self.model.num_gates
+        linear = self.means @ design
+        h = self.model.link(linear)
+        e = (y - h).mul_(self.precision)
+        square = e.square()
+        log_p = square.mul(-0.5).sub_(self.log_sd[..., None] + HALF_LOG_2PI)
+        if log_frozen is not None:
+            log_p = torch.cat([log_p, log_frozen], 1)
+        scores = self.gates @ design
+        pi, log_norm = _softmax(torch.cat([scores, torch.zeros_like(y)], 1))
+        log_p[:, :j].add_(scores)
+        r, log_sum = _softmax(log_p)
+        value = (log_sum - log_norm).sum(1)
+
+        r, pi = r[:, :k], pi[:, :j]
+        slope, curvature = self._link(linear, h, e)
+        a, c = e * slope, square.sub_(1)
+        ra, rc = r * a, r * c
+        predictors = torch.cat([r[:, :j], ra, rc], 1)
+        products = [predictors[:, i : i + 1] * predictors[:, i:] for i in range(predictors.shape[1])]
+        gates = [pi[:, i : i + 1] * pi[:, i:] for i in range(j)]
+        fisher = r * slope.square()
+        own = [ra * a + r * curvature, ra * (c - 2), rc * (c - 2) - 2 * r, fisher]
+        return value, torch.cat([*products, *gates, pi, r, ra, rc, *own], 1)
+
+    def _link(self, linear: Tensor, h: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """d(h / sd) / dm and d2 log p / dm2."""
+        if self.model.link.linear:
+            return self.precision, -self.precision.square()
+        slope = self.model.link.derivative(linear, h)
+        bend = second_derivative(self.model.link, linear, h)
+        return slope * self.precision, e * bend * self.precision - (slope * self.precision).square()
+
+
+def second_derivative(link: Activation, z: Tensor, h: Tensor) -> Tensor:
+    """h''(z): of tanh by formula, of others by differentiating h' automatically."""
+    if link.name == "tanh":
+        return -2 * h * link.derivative(z, h)
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        slope = link.derivative(z, link(z))
+        return torch.autograd.grad(slope.sum(), z)[0] if slope.requires_grad else torch.zeros_like(z)
+
+
+def _softmax(t: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax over components and its log normaliser (B, n)."""
+    top = t.amax(1, keepdim=True)
+    weights = (t - top).exp_()
+    total = weights.sum(1, keepdim=True)
+    return weights / total, (total.log() + top)[:, 0]
+
+
+class Layout:
+    """Where the rows of a pass belong in score and information."""
+
+    def __init__(self, model: GatedMixture) -> None:
+        self.k, self.j = model.num_experts, model.num_gates
+        self.size = self.j + 2 * self.k  # predictors: scores, means, log sds
+        first = {"gate": 0, "mean": self.j, "log_sd": self.j + self.k}
+        self.predictor = torch.tensor([first[what] + j for what, j, _ in model.places])
+        self.column = torch.tensor([column for _, _, column in model.places])
+        self.monomial = _symmetric(model.dim + 1)[self.column[:, None], self.column]
+
+    def assemble(self, log_likelihood: Tensor, rows: Tensor) -> Sums:
+        """Score and information of parameters from sums over observations (B, rows, q)."""
+        k, j, p = self.k, self.j, self.size
+        sizes = [p * (p + 1) // 2, j * (j + 1) // 2, j, k, k, k, k, k, k, k]
+        products, gates, pi, r, ra, rc, mm, mv, vv, fisher = rows.split(sizes, 1)
+        observed, complete = products[:, _symmetric(p)].clone(), rows.new_zeros(len(rows), p, p, rows.shape[2])
+        s, m, v = torch.arange(p).split([j, k, k])
+        if j:
+            covariance = -gates[:, _symmetric(j)]
+            covariance[:, s, s] += pi
+            complete[:, :j, :j] = covariance
+            observed[:, :j, :j] += covariance
+            observed[:, s, s] -= r[:, :j]
+            for place, sums in ((m[:j], ra), (v[:j], rc)):
+                observed[:, s, place] -= sums[:, :j]
+                observed[:, place, s] -= sums[:, :j]
+        for left, right, sums in ((m, m, mm), (m, v, mv), (v, m, mv), (v, v, vv)):
+            observed[:, left, right] -= sums
+        complete[:, m, m], complete[:, v, v] = fisher, 2 * r
+        score = torch.cat([r[:, :j] - pi, ra, rc], 1)[:, self.predictor, self.column]
+        pairs = (slice(None), self.predictor[:, None], self.predictor, self.monomial)
+        return Sums(log_likelihood, score, observed[pairs], complete[pairs], r[..., 0])
+
+
+def _symmetric(size: int) -> Tensor:
+    """Index (size, size) of the pair (i, j) among the upper triangle's, row by row."""
+    index = torch.zeros(size, size, dtype=torch.int64)
+    first, second = torch.triu_indices(size, size)
+    index[first, second] = index[second, first] = torch.arange(len(first))
+    return index

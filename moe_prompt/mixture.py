@@ -1,0 +1,231 @@
+r"""Latent mixtures: the likelihood siblings of the regression model, in which Y | X picks one expert.
+
+    p(y | x) = sum_j pi_j(x) p_j(y | x),    pi = softmax of scores,  the last component's score pinned at 0
+
+The softmax sees only differences of scores, so one of them is set to 0; any other choice is a translation of the gate
+(arXiv 2305.03288). Components are learned Gaussian experts, N(h(m_j(x)), sd_j^2) with m_j linear, and in
+:class:`ContaminatedMoE` a frozen density in the last place. A parameter vector theta (p,) holds the scores' linear
+coefficients, the experts', and the logarithms of the standard deviations.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from moe_prompt.activations import Activation, activation
+from moe_prompt.errors import require
+from moe_prompt.frozen_density import HALF_LOG_2PI, FrozenDensity
+from moe_prompt.measures import MixingMeasure
+
+
+class GatedMixture(ABC):
+    """Learned Gaussian experts under a softmax of linear scores, and at most one frozen density after them."""
+
+    dim: int
+    num_experts: int
+    frozen: FrozenDensity | None = None
+
+    @property
+    @abstractmethod
+    def link(self) -> Activation:
+        """h: an expert's mean is h of a linear function of x."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each parameter block, in the order of theta; the last block is `log_sd`."""
+
+    @property
+    @abstractmethod
+    def places(self) -> tuple[tuple[str, int, int], ...]:
+        """For every parameter: what it belongs to ("gate", "mean" or "log_sd"), of which expert, and its column of
+        (1, x)."""
+
+    @property
+    def num_components(self) -> int:
+        return self.num_experts + (self.frozen is not None)
+
+    @property
+    def num_gates(self) -> int:
+        """Scores that are free: all but the last component's."""
+        return self.num_components - 1
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Name -> place of each block in a parameter vector."""
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        ends = np.cumsum(sizes).tolist()
+        return {name: slice(end - size, end) for name, size, end in zip(self.shapes, sizes, ends, strict=True)}
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def unflatten(self, theta: Float64[Tensor, "*batch p"]) -> dict[str, Tensor]:
+        """theta (*batch, p) -> name -> (*batch, *shape)."""
+        require(
+            theta.shape[-1] == self.num_parameters,
+            f"this model has {self.num_parameters} parameters: got a vector of {theta.shape[-1]}.",
+        )
+        return {name: theta[..., self.slices[name]].unflatten(-1, shape) for name, shape in self.shapes.items()}
+
+    def flatten(self, blocks: dict[str, Tensor]) -> Float64[Tensor, "*batch p"]:
+        """The parameter vector of named blocks (inverse of :meth:`unflatten`)."""
+        batch = blocks["log_sd"].shape[:-1]
+        return torch.cat([blocks[name].reshape(*batch, -1) for name in self.shapes], -1)
+
+    def coefficients(self, theta: Float64[Tensor, "batch p"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates (B, J, d + 1), means (B, K, d + 1), both on (1, x), and log standard deviations (B, K)."""
+        out = theta.new_zeros(len(theta), self.num_gates + self.num_experts, self.dim + 1)
+        row = {"gate": 0, "mean": self.num_gates}
+        linear = [(row[what] + j, c) for what, j, c in self.places if what != "log_sd"]
+        if linear:
+            rows, columns = torch.tensor(linear).T
+            out[:, rows, columns] = theta[:, : len(linear)]
+        return out[:, : self.num_gates], out[:, self.num_gates :], theta[:, self.slices["log_sd"]]
+
+    def log_terms(
+        self, theta: Float64[Tensor, "replicates p"], x: Float64[Tensor, "replicates n dim"], y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """log pi_j (B, C, n) and log p_j (B, C, n) of every component."""
+        require(
+            x.shape[2] == self.dim and y.shape == (*x.shape[:2], 1),
+            f"this model takes x with {self.dim} columns and y with 1: got shapes {tuple(x.shape)}, {tuple(y.shape)}.",
+        )
+        gates, means, log_sd = self.coefficients(theta)
+        design = torch.cat([torch.ones_like(x[..., :1]), x], 2).mT
+        scores = torch.cat([gates @ design, design.new_zeros(len(design), 1, design.shape[2])], 1)
+        residual = (y.mT - self.link(means @ design)) * (-log_sd).exp()[..., None]
+        log_p = -0.5 * residual.square() - log_sd[..., None] - HALF_LOG_2PI
+        if self.frozen is not None:
+            log_p = torch.cat([log_p, self.frozen.log_density(x, y).mT], 1)
+        return scores.log_softmax(1), log_p
+
+    def log_density(
+        self, theta: Float64[Tensor, "replicates p"], x: Float64[Tensor, "replicates n dim"], y: Tensor
+    ) -> Float64[Tensor, "replicates n"]:
+        """log p(y_i | x_i), for y (replicates, n, 1)."""
+        log_pi, log_p = self.log_terms(theta, x, y)
+        return (log_pi + log_p).logsumexp(1)
+
+    def responsibilities(
+        self, theta: Float64[Tensor, "replicates p"], x: Float64[Tensor, "replicates n dim"], y: Tensor
+    ) -> Float64[Tensor, "replicates n components"]:
+        """Probability that component j drew y_i, given x_i and y_i."""
+        log_pi, log_p = self.log_terms(theta, x, y)
+        return (log_pi + log_p).softmax(1).mT
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMoE(GatedMixture):
+    r"""Softmax-gated Gaussian mixture of linear experts (arXiv 2305.03288):
+
+        Y | X ~ sum_j softmax_j(a_j + b_j' X) N(alpha_j + beta_j' X, sd_j^2),  j = 1..k,  a_k = 0, b_k = 0.
+
+    Blocks: `gate` (k - 1, d + 1), intercept first; `mean` (k, d + 1), intercept first; `log_sd` (k,).
+
+    >>> model = GaussianMoE(num_experts=3, dim=2)
+    >>> model.num_parameters, model.shapes["gate"]
+    (18, (2, 3))
+    """
+
+    num_experts: int = 2
+    dim: int = 1
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_experts >= 1 and self.dim >= 1,
+            f"a Gaussian mixture of experts needs at least one expert and one covariate: got {self.num_experts} and "
+            f"{self.dim}.",
+        )
+
+    @property
+    def link(self) -> Activation:
+        return activation("linear")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        k, width = self.num_experts, self.dim + 1
+        return {"gate": (k - 1, width), "mean": (k, width), "log_sd": (k,)}
+
+    @property
+    def places(self) -> tuple[tuple[str, int, int], ...]:
+        k, width = self.num_experts, self.dim + 1
+        gates = [("gate", j, c) for j in range(k - 1) for c in range(width)]
+        means = [("mean", j, c) for j in range(k) for c in range(width)]
+        return (*gates, *means, *(("log_sd", j, 0) for j in range(k)))
+
+    def measure(self, theta: Float64[Tensor, "*batch p"]) -> MixingMeasure:
+        """sum_j exp(a_j) delta of (gate slope b_j, intercept alpha_j, slope beta_j, variance), the last a_k = 0."""
+        blocks = self.unflatten(theta)
+        last = theta.new_zeros(*theta.shape[:-1], 1, self.dim + 1)
+        gate, mean = torch.cat([blocks["gate"], last], -2), blocks["mean"]
+        atoms = {
+            "gate_slope": gate[..., 1:],
+            "intercept": mean[..., 0],
+            "slope": mean[..., 1:],
+            "variance": (2 * blocks["log_sd"]).exp(),
+        }
+        return MixingMeasure(gate[..., 0], atoms)
+
+    def relabel(self, theta: Float64[Tensor, "*batch p"], order: tuple[int, ...]) -> Float64[Tensor, "*batch p"]:
+        """The same density with expert order[i] in place i, its gates translated so that the last one is 0 again."""
+        require(
+            sorted(order) == list(range(self.num_experts)),
+            f"an order names each of the {self.num_experts} experts once: got {order}.",
+        )
+        blocks, pick = self.unflatten(theta), list(order)
+        last = theta.new_zeros(*theta.shape[:-1], 1, self.dim + 1)
+        gate = torch.cat([blocks["gate"], last], -2)[..., pick, :]
+        gate = (gate - gate[..., -1:, :])[..., :-1, :]
+        return self.flatten({"gate": gate, "mean": blocks["mean"][..., pick, :], "log_sd": blocks["log_sd"][..., pick]})
+
+
+@dataclass(frozen=True, eq=False)
+class ContaminatedMoE(GatedMixture):
+    r"""Softmax-contaminated mixture of experts (arXiv 2505.18455): a frozen density and one prompt,
+
+        Y | X ~ (1 - w(X)) f_0(. | X) + w(X) N(h(eta' X), nu),    w(x) = 1 / (1 + exp(-(beta' x + tau))).
+
+    Blocks: `gate` (d + 1,), tau first and then beta; `eta` (d,); `log_sd` (1,), half of log nu.
+    """
+
+    frozen: FrozenDensity
+    mean: Activation = field(default_factory=lambda: activation("tanh"))
+    num_experts: int = field(default=1, init=False)
+
+    @property
+    def dim(self) -> int:  # type: ignore[override]
+        return len(self.frozen.direction)
+
+    @property
+    def link(self) -> Activation:
+        return self.mean
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"gate": (self.dim + 1,), "eta": (self.dim,), "log_sd": (1,)}
+
+    @property
+    def places(self) -> tuple[tuple[str, int, int], ...]:
+        gates = [("gate", 0, c) for c in range(self.dim + 1)]
+        return (*gates, *(("mean", 0, c + 1) for c in range(self.dim)), ("log_sd", 0, 0))
+
+    def theta(self, beta: Tensor, tau: float, eta: Tensor, nu: float) -> Float64[Tensor, "p"]:
+        """The parameter vector in the symbols of arXiv 2505.18455."""
+        ends = torch.tensor([tau, 0.5 * math.log(nu)], dtype=eta.dtype)
+        return torch.cat([ends[:1], beta, eta, ends[1:]])
+
+    def named(self, theta: Float64[Tensor, "*batch p"]) -> dict[str, Tensor]:
+        """beta (*batch, d), tau (*batch,), eta (*batch, d) and nu (*batch,)."""
+        blocks = self.unflatten(theta)
+        gate, nu = blocks["gate"], (2 * blocks["log_sd"][..., 0]).exp()
+        return {"beta": gate[..., 1:], "tau": gate[..., 0], "eta": blocks["eta"], "nu": nu}
