@@ -41,6 +41,7 @@ from moe_prompt.identifiability import (
     quadrature,
     triangular,
 )
+from moe_prompt.mixing import exponential
 from moe_prompt.quartic import least, relaxed
 from moe_prompt.regression import RegressionModel
 
@@ -98,6 +99,7 @@ class Atom:
     def contribution(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """W(theta_j; x, f_*(x), log D_*(x)) for one covariate, (outputs,)."""
         model, (_, parameters) = self.model, self.model.unflatten(self.theta)
+        gate = exponential(model.gate, "sigma_2")
         shared = {name: value for name, value in parameters.items() if name not in self.shapes}
         sizes = [math.prod(shape) for shape in self.shapes.values()]
 
@@ -105,7 +107,7 @@ class Atom:
             parts = zip(self.shapes.items(), own.split(sizes), strict=True)
             blocks = {name: part.reshape(1, *shape) for (name, shape), part in parts}
             tokens = functional_call(model.expert, {**shared, **blocks}, (x.unflatten(0, (model.num_tokens, -1)),))
-            score = model.gate.link(tokens.key[0] @ (model.key_map.mT @ x))[0]
+            score = gate.link(tokens.key[0] @ (model.key_map.mT @ x))[0]
             return torch.exp(score - log_d) * (model.value_map @ tokens.value[0] - f)
 
         return w
@@ -122,7 +124,8 @@ class Atom:
 def mean_and_log_denominator(model: RegressionModel, theta: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """f_* (n, outputs) and log D_* (n,)."""
     mixture, prepared = model.at(theta[None]), model.prepare(points[None])
-    score = model.gate.link(mixture.prompts.evaluate(prepared.at).score)[0] + mixture.b
+    gate = exponential(model.gate, "the denominator of f")
+    score = gate.link(mixture.prompts.evaluate(prepared.at).score)[0] + mixture.b
     log_d = torch.cat([prepared.log_frozen, score], 1).logsumexp(1)
     return mixture(prepared)[0].mT, log_d[0]
 
@@ -136,8 +139,10 @@ def sigma_2(
 ) -> SplitIndex:
     """sigma_2 of atom `atom` of the truth f_theta, with its minimising direction and its convex relaxation.
 
-    The expert must be twice differentiable in its parameters and the model must have free log-weights b.
+    The expert must be twice differentiable in its parameters and the model must have free log-weights b and an
+    exponential gate: why others have no such splits is told in :mod:`moe_prompt.mixing`.
     """
+    exponential(model.gate, "sigma_2")
     require(0 <= atom < model.num_atoms, f"atom must be one of 0..{model.num_atoms - 1}: got {atom}.")
     require(
         model.gating_bias,

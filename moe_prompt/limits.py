@@ -34,6 +34,7 @@ from moe_prompt.identifiability import (
     token_rank,
     token_vector,
 )
+from moe_prompt.mixing import TopKMixing
 from moe_prompt.prompts import FlatAdaptivePrompt, PrefixPrompt
 from moe_prompt.regression import RegressionModel
 from moe_prompt.splits import split_distance
@@ -86,9 +87,14 @@ def describe(
     """The limits of the truth f_theta within its family, for any expert, a user's own included.
 
     Without a `symmetry` the gauge is what changes no prompt token. The expert is taken in float64 and in evaluation
-    mode. Raises InputError for a theta that is not float64 or not of the model's length.
+    mode. Raises InputError for a theta that is not float64 or not of the model's length, and for a top-K gate.
     """
     require(theta.dtype == torch.float64, f"limits are computed in float64: got theta of {theta.dtype}; use .double().")
+    require(
+        not isinstance(model.mixing, TopKMixing),
+        "limits are those of functions smooth in theta: under a top-K gate f jumps, and the Jacobian bounds no error; "
+        "use a softmax gate.",
+    )
     model = replace(model, expert=deepcopy(model.expert).double().eval())
     nodes = quadrature(covariates)
     ranks = jacobian_rank(model, theta, nodes)
@@ -121,6 +127,8 @@ def _deficient(ranks: JacobianRank, gauge: int) -> _OverSpecified:
 
 
 def _over_specified(model: RegressionModel, theta: Tensor, nodes: Nodes) -> _OverSpecified:
+    if model.mixing.no_split:
+        return _OverSpecified("-", f"Not derived here for {type(model.gate).__name__}: {model.mixing.no_split}.")
     if not model.gating_bias:
         return _OverSpecified("-", "Halves of a split share a mass: without free log-weights b there is no split.")
     if remainder_order(model, theta, nodes) < 1:

@@ -1,11 +1,12 @@
-r"""The regression model: a softmax mixture of frozen and prompt experts (arXiv 2402.02952, 2410.02200).
+r"""The regression model: a gated mixture of frozen and prompt experts (arXiv 2402.02952, 2410.02200).
 
     Y_i = f_{G*}(X_i) + e_i,    e_i ~ N(0, s^2 I)
     f_G(x) = [ sum_j exp(x^T A_j x + a_j) eta_j x + sum_j' exp(score(x; theta_j') + b_j') value(x; theta_j') ] / D_G(x)
     score(x; theta) = (B key)^T x,   value(x; theta) = C value,   G = sum_j' exp(b_j') delta_{theta_j'}
 
-B plays W_Q W_K^T / sqrt(d_k) and C plays W_V^T: :meth:`RegressionModel.from_head` builds the same object from row i of
-an attention head, with x the tokens flattened. At least one frozen expert pins the softmax, so every b_j is identified.
+under softmax; what other gates make of the same scores and values is in :mod:`moe_prompt.mixing`. B plays
+W_Q W_K^T / sqrt(d_k) and C plays W_V^T: :meth:`RegressionModel.from_head` builds the same object from row i of an
+attention head, with x the tokens flattened. At least one frozen expert pins the softmax, so every b_j is identified.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from moe_prompt.attention import AttentionHeadMoE
 from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
 from moe_prompt.families import Covariate, Family, Parameters, family
-from moe_prompt.gates import ExponentialGate, SoftmaxGate
+from moe_prompt.gates import Gate, SoftmaxGate
 from moe_prompt.measures import MixingMeasure
+from moe_prompt.mixing import Mixing, mixing
 from moe_prompt.prompts import PromptExpert
 from moe_prompt.symmetries import HiddenUnits, NoSymmetry, Symmetry
 
@@ -52,12 +54,13 @@ class FrozenExperts:
             draw(num_experts, outputs, dim) / math.sqrt(dim),
         )
 
-    def mixture(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of the summed gates (B, n) and the frozen experts' own mixture (B, o, n) at x (B, D, n)."""
-        scores = torch.stack([(x * (a @ x)).sum(1) for a in self.quadratic], 1) + self.constant[:, None]
-        weights = scores.softmax(1)
-        mean = sum(weights[:, j, None] * (eta @ x) for j, eta in enumerate(self.values))
-        return scores.logsumexp(1), mean
+    def scores(self, x: Tensor) -> Tensor:
+        """x^T A_j x + a_j (B, N, n) at x (B, D, n)."""
+        return torch.stack([(x * (a @ x)).sum(1) for a in self.quadratic], 1) + self.constant[:, None]
+
+    def mean(self, weights: Tensor, x: Tensor) -> Tensor:
+        """sum_j weights_j eta_j x (B, o, n) for weights (B, N, n)."""
+        return sum((weights[:, j, None] * (eta @ x) for j, eta in enumerate(self.values)), start=weights.new_zeros(()))
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ class Prepared:
     """Everything of a sample that does not depend on the prompts, feature-major: computed once, used at every step."""
 
     at: Covariate
-    log_frozen: Tensor  # (B, 1, n)
-    frozen_mean: Tensor  # (B, o, n)
+    log_frozen: Tensor  # (B, 1, n): log of the summed gates; (B, 0, n) where experts do not compete
+    frozen_mean: Tensor  # (B, o, n): the frozen experts' own mixture
 
     def part(self, replicates: Tensor | slice, samples: slice) -> Prepared:
         """Some replicates and samples of it."""
@@ -119,28 +122,36 @@ class RegressionModel:
     expert: PromptExpert
     key_map: Float64[Tensor, "dim key"]
     value_map: Float64[Tensor, "outputs value"]
-    gate: ExponentialGate = field(default_factory=SoftmaxGate)
+    gate: Gate = field(default_factory=SoftmaxGate)
     gating_bias: bool = True
     num_tokens: int = 1
     num_atoms: int = 0  # 0: as many as the expert has prompts
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.gate, ExponentialGate),
-            f"a regression model needs an exponential gate (softmax, NoRGa): got {type(self.gate).__name__}.",
-        )
         object.__setattr__(self, "gate", deepcopy(self.gate).requires_grad_(False))
         if not self.num_atoms:
             object.__setattr__(self, "num_atoms", self.expert.num_prompts)
+        self.mixing.check(self.num_atoms)
+
+    @cached_property
+    def mixing(self) -> Mixing:
+        """What the gate makes of scores and values."""
+        return mixing(self.gate)
 
     @classmethod
     def from_head(
         cls, head: AttentionHeadMoE, row: int, num_tokens: int, expert: PromptExpert, **options: Any
     ) -> RegressionModel:
-        """Row `row` of a head on `num_tokens` tokens as a regression model in x = vec(tokens)."""
-        mixture = head.row_mixture(row, num_tokens)
-        frozen = FrozenExperts(mixture.quadratic, mixture.constant, mixture.values)
-        return cls(frozen, expert, mixture.key_map, mixture.value_map, num_tokens=num_tokens, **options)
+        """Row `row` of a head on `num_tokens` tokens as a regression model in x = vec(tokens).
+
+        Under a gate that averages a prompt's score over the queries, B is the average of all rows' maps.
+        """
+        own = head.row_mixture(row, num_tokens)
+        key_map = own.key_map
+        if mixing(options.get("gate", SoftmaxGate())).averages_queries:
+            key_map = torch.stack([head.row_mixture(i, num_tokens).key_map for i in range(num_tokens)]).mean(0)
+        frozen = FrozenExperts(own.quadratic, own.constant, own.values)
+        return cls(frozen, expert, key_map, own.value_map, num_tokens=num_tokens, **options)
 
     def with_atoms(self, num_atoms: int) -> RegressionModel:
         """The same family with another number of atoms: over-specified when larger than the truth's."""
@@ -208,9 +219,13 @@ class RegressionModel:
         """Reduce covariates to what evaluation needs."""
         require(x.shape[-1] == len(self.key_map), f"x needs {len(self.key_map)} columns: got {x.shape[-1]}.")
         x = x.mT.contiguous()
-        parts = [self.frozen.mixture(part) for part in x.split(IN_CACHE, dim=2)]
+        parts = [self._frozen(part) for part in x.split(IN_CACHE, dim=2)]
         log_frozen, frozen_mean = (torch.cat(part, -1) for part in zip(*parts, strict=True))
-        return Prepared(Covariate(x, self.key_map.mT @ x), log_frozen[:, None], frozen_mean)
+        return Prepared(Covariate(x, self.key_map.mT @ x), log_frozen, frozen_mean)
+
+    def _frozen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_frozen, weights = self.mixing.frozen(self.frozen.scores(x))
+        return log_frozen, self.frozen.mean(weights, x)
 
     def at(self, theta: Float64[Tensor, "batch p"]) -> Mixture:
         """The mixtures f_G of a batch of parameter vectors."""
@@ -241,26 +256,22 @@ class RegressionModel:
 class Mixture:
     """f_G at fixed parameters, as a function of reduced covariates."""
 
-    def __init__(self, gate: ExponentialGate, b: Tensor, prompts: Family) -> None:
-        self.gate, self.b, self.prompts = gate, b, prompts
+    def __init__(self, gate: Gate, b: Tensor, prompts: Family) -> None:
+        self.gate, self.b, self.prompts, self.mixing = gate, b, prompts, mixing(gate)
 
     def __call__(self, prepared: Prepared, jacobian: Parameters | None = None) -> Tensor:
         r"""f (B, o, n); with `jacobian` given, d f / d theta is written into its blocks.
 
-        d f_o = sum_j g_j { (value_jo - f_o) (link'(s_j) d score_j + d b_j) + d value_jo }.
+        d f_o = sum_j { (df_o / ds_j) d score_j + (df_o / db_j) d b_j + g_j d value_jo }.
         """
         done = self.prompts.evaluate(prepared.at)
-        score, slope = self.gate.link(done.score)
-        gates = torch.softmax(torch.cat([prepared.log_frozen, score + self.b], 1), 1)
-        g = gates[:, 1:, None]
-        f = (g * done.value).sum(1).addcmul_(gates[:, :1], prepared.frozen_mean)
+        mixed = self.mixing.mix(done.score, self.b, done.value, prepared.log_frozen, prepared.frozen_mean)
         if jacobian is not None:
-            s = torch.mul(g, done.value - f[:, None])
+            by_bias, by_score = self.mixing.seeds(done.value, mixed)
             if "b" in jacobian:
-                jacobian["b"].copy_(s)
-            s = s if slope is None else s * slope[:, :, None]
-            self.prompts.pullback(prepared.at, done, s[:, :, None], g[:, :, None], jacobian)
-        return f
+                jacobian["b"].copy_(by_bias)
+            self.prompts.pullback(prepared.at, done, by_score[:, :, None], mixed.g[:, :, None], jacobian)
+        return mixed.f
 
 
 @dataclass(frozen=True, eq=False)

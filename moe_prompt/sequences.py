@@ -44,6 +44,7 @@ from moe_prompt.identifiability import Nodes
 from moe_prompt.limits import as_prefix
 from moe_prompt.losses import VoronoiLoss, split_error
 from moe_prompt.measures import MixingMeasure
+from moe_prompt.mixing import exponential
 from moe_prompt.regression import RegressionModel
 
 RANGES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
@@ -63,6 +64,7 @@ class BadSequence(ABC):
     atom: int
 
     def __post_init__(self) -> None:
+        exponential(self.truth.gate, "a bad sequence")
         atoms = self.truth.num_atoms
         require(0 <= self.atom < atoms, f"atom must be one of 0..{atoms - 1}: got {self.atom}.")
         require(

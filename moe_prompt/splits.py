@@ -27,6 +27,7 @@ from moe_prompt.covariates import Covariates
 from moe_prompt.curvature import Atom
 from moe_prompt.errors import require
 from moe_prompt.identifiability import Nodes, jacobian_rank, quadrature
+from moe_prompt.mixing import exponential
 from moe_prompt.regression import RegressionModel
 
 
@@ -104,6 +105,7 @@ def split_distance(
     >>> split_distance(model, theta, covariates.nodes(256), atom=0, t=0.5).ratio < 1e-6
     True
     """
+    exponential(model.gate, "the distance of a split")
     require(t > 0, f"a split needs a size t > 0: got t = {t}.")
     require(model.gating_bias, "splitting an atom shares its mass: set gating_bias=True.")
     require(direction is not None or starts > 0, "the search needs a direction or at least one random start.")

@@ -9,7 +9,7 @@ from torch import nn
 
 from moe_prompt import prompts as experts
 from moe_prompt.families import AutogradFamily, ConstantFamily, family
-from moe_prompt.gates import NonlinearResidualGate, SoftmaxGate
+from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.prompts import PromptExpert, PromptTokens
 from moe_prompt.regression import FrozenExperts, Mixture, RegressionModel
 
@@ -125,6 +125,9 @@ CLOSED = [name for name, (expert, *_) in CASES.items() if family(expert) is not 
 GATES = {
     "softmax": (SoftmaxGate, lambda s: s),
     "NoRGa": (lambda: NonlinearResidualGate(0.7, 1.3), lambda s: s + 0.7 * math.tanh(1.3 * s)),
+    "sigmoid": (lambda: SigmoidGate(-0.9), None),
+    "top-2": (lambda: TopKGate(2), None),
+    "top-3": (lambda: TopKGate(3), None),
 }
 
 
@@ -159,19 +162,34 @@ def split(model: RegressionModel, theta: torch.Tensor) -> dict[str, np.ndarray]:
 
 def loop_mean(model: RegressionModel, theta: torch.Tensor, x: torch.Tensor, case: str, gate: str) -> np.ndarray:
     """f_G (n, outputs), one sample and one expert at a time."""
-    at, prompt, link = split(model, theta), CASES[case][1], GATES[gate][1]
+    at, prompt = split(model, theta), CASES[case][1]
     b = at.get("b", np.zeros(model.num_atoms))
     a, const, eta = (part.numpy() for part in (model.frozen.quadratic, model.frozen.constant, model.frozen.values))
     rows = []
     for xi in x.numpy():
-        weights = [math.exp(xi @ a[j] @ xi + const[j]) for j in range(FROZEN)]
-        values = [eta[j] @ xi for j in range(FROZEN)]
+        frozen_scores = [float(xi @ a[j] @ xi + const[j]) for j in range(FROZEN)]
+        values, scores = [eta[j] @ xi for j in range(FROZEN)], []
         for j in range(model.num_atoms):
             key, value = prompt(at, j, xi)
-            weights.append(math.exp(link(float((model.key_map.numpy() @ key) @ xi)) + b[j]))
+            scores.append(float((model.key_map.numpy() @ key) @ xi))
             values.append(model.value_map.numpy() @ value)
-        rows.append(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights))
+        weights = loop_weights(gate, frozen_scores, scores, b.tolist())
+        rows.append(sum(w * v for w, v in zip(weights, values, strict=True)))
     return np.stack(rows)
+
+
+def loop_weights(gate: str, frozen: list[float], scores: list[float], b: list[float]) -> list[float]:
+    """The weight of every expert, frozen ones first, from scores alone."""
+    if gate == "sigmoid":
+        shifted = [s + bj for s, bj in zip(scores, b, strict=True)]
+        return [1 / (1 + math.exp(0.9 - s)) for s in [*frozen, *shifted]]
+    link = GATES[gate][1] or (lambda s: s)
+    logits = [link(s) + bj for s, bj in zip(scores, b, strict=True)]
+    if gate.startswith("top"):
+        kept = sorted(range(len(logits)), key=lambda j: -logits[j])[: int(gate[-1])]
+        logits = [logit if j in kept else -math.inf for j, logit in enumerate(logits)]
+    weights = [math.exp(s) for s in [*frozen, *logits]]
+    return [w / sum(weights) for w in weights]
 
 
 def assert_close(actual: torch.Tensor, expected, relative: float = RELATIVE) -> None:

@@ -10,7 +10,7 @@ import torch
 from moe_prompt.attention import AttentionHeadMoE
 from moe_prompt.covariates import Gaussian, Uniform
 from moe_prompt.errors import InputError
-from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
+from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
 from moe_prompt.measures import MixingMeasure
 from moe_prompt.prompts import (
     AdaptivePrompt,
@@ -37,6 +37,14 @@ HEAD_EXPERTS = {
 }
 
 
+GATES = {
+    "softmax": SoftmaxGate,
+    "NoRGa": lambda: NonlinearResidualGate(0.7, 1.3),
+    "sigmoid": lambda: SigmoidGate(-1.1),
+    "top-2": lambda: TopKGate(2),
+}
+
+
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape))
 
@@ -56,7 +64,7 @@ def theta_of(expert: PromptExpert) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------- rows of a head
 
 
-@pytest.mark.parametrize("gate", [SoftmaxGate, lambda: NonlinearResidualGate(0.7, 1.3)])
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 @pytest.mark.parametrize("row", [0, 4])
 @pytest.mark.parametrize("name", HEAD_EXPERTS)
 def test_from_head_is_that_row_of_the_head(name, row, gate):
@@ -191,9 +199,11 @@ def test_noiseless_integrates_as_its_covariates_do():
 def test_frozen_experts_have_scores_and_values_of_order_one():
     frozen = FrozenExperts.random(KEY, DIM, VALUE, np.random.default_rng(7))
     x = Gaussian(DIM).sample(1009, np.random.default_rng(8)).mT[None]
-    log_frozen, mean = frozen.mixture(x)
-    scores = torch.einsum("din,jde,ein->jin", x.movedim(1, 0), frozen.quadratic, x.movedim(1, 0))
-    assert log_frozen.shape == (1, 1009) and mean.shape == (1, VALUE, 1009)
+    scores = frozen.scores(x)
+    mean = frozen.mean(scores.softmax(1), x)
+    by_hand = torch.einsum("din,jde,ein->ijn", x.movedim(1, 0), frozen.quadratic, x.movedim(1, 0))
+    assert torch.allclose(scores, by_hand + frozen.constant[:, None], rtol=1e-12, atol=1e-12)
+    assert scores.shape == (1, KEY, 1009) and mean.shape == (1, VALUE, 1009)
     assert 0.3 < scores.std() < 3 and 0.1 < mean.std() < 3
 
 
@@ -205,8 +215,12 @@ def bad_dataset(name: str, value: float) -> dict[str, torch.Tensor]:
 
 SENTENCES = {
     "gate": (
-        lambda: RegressionModel(*flat_parts(), gate=SigmoidGate()),
-        "needs an exponential gate .* got SigmoidGate",
+        lambda: RegressionModel(*flat_parts(), gate=ZeroInitGate()),
+        r"needs an exponential gate \(softmax, NoRGa\) or one of SigmoidGate, TopKGate: got ZeroInitGate",
+    ),
+    "too few atoms to choose from": (
+        lambda: RegressionModel(*flat_parts(), gate=TopKGate(3)).with_atoms(2),
+        "needs k <= number of prompts: got k = 3, 2 prompts",
     ),
     "no frozen expert": (
         lambda: FrozenExperts.random(0, DIM, VALUE, np.random.default_rng()),
