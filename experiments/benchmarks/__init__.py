@@ -1,1 +1,1 @@
-"""Ratios against named peers, measured in one process on one thread: `python -m experiments.benchmarks NAME`."""
+"""Ratios against named peers, measured on one thread: `python -m experiments.benchmarks NAME`."""

@@ -7,9 +7,12 @@ import json
 import sys
 from importlib import import_module
 
-from experiments.benchmarks.machine import limit_threads
+from experiments.benchmarks.machine import Unavailable, limit_threads
 
-BENCHMARKS = {"engine": "batched least squares against scipy.optimize.least_squares and the machine, 1 to 2 minutes"}
+BENCHMARKS = {
+    "engine": "batched least squares against scipy.optimize.least_squares and the machine, 1 to 2 minutes",
+    "em": "expectation-maximization against R's flexmix, 2 minutes; needs R",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,8 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"unknown benchmark {chosen.name!r}: choose one of {', '.join(BENCHMARKS)}.", file=sys.stderr)
         return 2
     limit_threads()  # before torch and numpy are imported
-    for result in import_module(f"experiments.benchmarks.{chosen.name}").run(chosen.quick):
-        print(json.dumps({"benchmark": chosen.name, **result}), flush=True)
+    try:
+        for result in import_module(f"experiments.benchmarks.{chosen.name}").run(chosen.quick):
+            print(json.dumps({"benchmark": chosen.name, **result}), flush=True)
+    except Unavailable as reason:
+        print(reason, file=sys.stderr)
+        return 2
     return 0
 
 

@@ -14,6 +14,10 @@ T = TypeVar("T")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
+class Unavailable(RuntimeError):
+    """A peer that is not installed here; the message says how to install it."""
+
+
 def limit_threads() -> None:
     """One thread for every library that asks the environment when it is imported."""
     os.environ.update(dict.fromkeys(THREADS, "1"))
