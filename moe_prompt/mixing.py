@@ -105,8 +105,8 @@ class TopKMixing(_Softmax[TopKGate]):
     2. Hence E[J^T J] is not the information about them and s^2 I^{-1} / n no bound. It still is for the directions
        that move no boundary, once the boundaries are known.
     3. On a sample, the objective is smooth between the theta at which some x_i changes sides and jumps there, in O(n)
-       pieces. A method that follows derivatives ends in the minimum of a piece, near the best piece and not in it: it
-       need not have the rate 1 / n, and a step that is refused at a jump is no sign of failure.
+       pieces. A method that follows derivatives stops at a jump that it cannot pass, and has no rate: fits are for
+       small samples and many starts, and say themselves that they did not converge.
     """
 
     averages_queries = True
@@ -126,14 +126,16 @@ class SigmoidMixing(Mixing[SigmoidGate]):
     r"""A sum, not an average: every expert is weighed by itself (arXiv 2405.13997).
 
     What a measure with atoms too many can do here, derived for scores a'x + b and constant values: 1 and the functions
-    sigma(a'x + b), a != 0, (a, b) up to sign, are linearly independent (their poles in a complex x differ), so f knows
-    G only as the measure sum_j v_j delta_(a_j, b_j), whose masses are *values*. With one atom more, f_G = f_* leaves
+    sigma(a'x + b), a != 0, (a, b) up to sign, are linearly independent (their poles in a complex x differ), and
+    sigma(-z) = 1 - sigma(z). So f knows G as the measure sum_j v_j delta_(a_j, b_j), whose masses are *values*, and
+    with one atom more than the truth f_G = f_* leaves
 
-    1. an empty atom, v = 0, anywhere: every family whose value can be 0 has it. The other atoms are learned as if it
-       were not there, n^{-1/2}; its place never is. With key and value in one p (VPT, B injective) this is all: p_1 =
-       p_2 = p_* would count the value twice. Over-specifying VPT does not cost a power of n under this gate.
-    2. where the value is free of the score (prefixes), also two atoms with equal a and b and v_1 + v_2 = v_*, whatever
-       v_1: the values are not identified, only their sum. Of the places' errors d_i, f sees sum_i v_i d_i and then
+    1. an empty atom, v = 0 or b = -infinity, anywhere. The other atoms are learned as if it were not there, n^{-1/2};
+       its place never is. This costs VPT, B injective, no power of n: there p_1 = p_2 = p_* counts the value twice.
+    2. a mirror image: (-a, -b) with the value -v, and beside it v at b = +infinity. Families odd in theta have it, VPT
+       by -p: another measure, whose function is the truth's up to e^{-b}. In a large box nothing tells the two apart.
+    3. where the value is free of the score (prefixes), two atoms with equal a and b and v_1 + v_2 = v_*, whatever v_1:
+       the values are not identified, only their sum. Of the places' errors d_i, f sees sum_i v_i d_i and then
        sum_i v_i d_i d_i'. If v_1 and v_2 are not parallel, the first makes d_i of order n^{-1/2}; else the second
        n^{-1/4}. As these masses have signs, three atoms in a cell can cancel the second, too, and leave n^{-1/6}.
 

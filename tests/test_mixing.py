@@ -86,6 +86,22 @@ def test_an_atom_of_no_value_may_be_anywhere_under_the_sigmoid(b):
     assert moved(*setting(SoftmaxGate(), ConstantPrompt), empty) > 1e-3
 
 
+def test_a_mirror_image_with_a_constant_beside_it_is_an_atom_under_the_sigmoid():
+    """v sigma(b) + (-v) sigma(-z) -> v sigma(z), at the speed e^{-b}: VPT has -v at -p."""
+
+    def mirrored(bias):
+        def change(at):
+            at["b"][-1], at["p"][-1] = -at["b"][0], -at["p"][0]
+            at["b"][0] = bias
+
+        return change
+
+    model, theta = setting(SigmoidGate(), ConstantPrompt)
+    far, near = moved(model, theta, mirrored(12.0)), moved(model, theta, mirrored(20.0))
+    assert near < 1e-6 and math.log(far / near) == pytest.approx(8, abs=0.01)
+    assert moved(*setting(SoftmaxGate(), ConstantPrompt), mirrored(20.0)) > 1e-2
+
+
 def test_the_bias_of_the_gate_is_a_shift_of_every_score():
     model, theta = setting(SigmoidGate(0.7))
     shifted = replace(model, gate=SigmoidGate(), frozen=replace(model.frozen, constant=model.frozen.constant + 0.7))
