@@ -23,23 +23,24 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.fits import Estimator, FitResult, best_of
-from moe_prompt.louis import Observations, Sums
+from moe_prompt.fits import Estimator, FitResult
+from moe_prompt.louis import Observations
+from moe_prompt.m_step import FLAT, positive_solve, scoring_step
 from moe_prompt.mixture import GatedMixture
 from moe_prompt.regression import Dataset
 
 ROUNDING = torch.finfo(torch.float64).eps
-FLAT = 1e-9  # information below this share of the complete one, or of one observation, is none
+SAME, HOPELESS = 0.1, 20.0  # fits to a rung whose log-likelihoods differ by less are one; by more, one is given up
 
 
 @dataclass(frozen=True)
 class ExpectationMaximization(Estimator):
     """Best of several starts by EM and Newton.
 
-    A large sample is climbed to: every start is fitted to about `first_rung` evenly spread observations first, the
-    best `keep` of them to ten times as many, the best of those to ten times as many again, and so on to the whole
-    sample, where only the last few steps are left. `box` bounds the absolute value of every coefficient, `least_sd` the
-    standard deviations from below; `em_steps` EM steps open the first rung.
+    A large sample is climbed to: every start is fitted to about `first_rung` evenly spread observations first, up to
+    `keep` different fits, none far behind the best, to ten times as many, the best of those to ten times as many again,
+    and so on to the whole sample, where only the last few steps are left. `box` bounds the absolute value of every
+    coefficient, `least_sd` the standard deviations from below; `em_steps` EM steps open the first rung.
     """
 
     tolerance: float = 1e-6
@@ -50,18 +51,20 @@ class ExpectationMaximization(Estimator):
     first_rung: int = 1000
     rung_tolerance: float = 0.05
     rung_steps: int = 100
-    keep: int = 2
+    keep: int = 3
 
     def fit(self, model: GatedMixture, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
         self._check(model, data, starts)
+        theta, replicates = starts.flatten(0, 1), torch.arange(len(data)).repeat_interleave(starts.shape[1])
         em_steps, keep = self.em_steps, self.keep
         for stride in self._rungs(data.n):
             part = Observations(model, data.x[:, ::stride], data.y[:, ::stride])
-            result = self._maximise(part, starts, self.rung_tolerance, self.rung_steps, em_steps)
-            starts = best_of(result, starts.shape[1], keep).theta.unflatten(0, (len(data), -1))
-            em_steps, keep = 0, 1
-        result = self._maximise(Observations(model, data.x, data.y), starts, self.tolerance, self.max_steps, em_steps)
-        return best_of(result, starts.shape[1], 1)
+            found = self._maximise(part, theta, replicates, self.rung_tolerance, self.rung_steps, em_steps)
+            kept = _promising(found.objective, replicates, keep)
+            theta, replicates, em_steps, keep = found.theta[kept], replicates[kept], 0, 1
+        whole = Observations(model, data.x, data.y)
+        found = self._maximise(whole, theta, replicates, self.tolerance, self.max_steps, em_steps)
+        return found.select(_promising(found.objective, replicates, 1))
 
     def _check(self, model: GatedMixture, data: Dataset, starts: Tensor) -> None:
         p = model.num_parameters
@@ -93,10 +96,15 @@ class ExpectationMaximization(Estimator):
         return low, high
 
     def _maximise(
-        self, sample: Observations, starts: Tensor, tolerance: float, max_steps: int, em_steps: int
+        self,
+        sample: Observations,
+        theta: Tensor,
+        replicates: Tensor,
+        tolerance: float,
+        max_steps: int,
+        em_steps: int,
     ) -> FitResult:
-        replicates = torch.arange(len(starts)).repeat_interleave(starts.shape[1])
-        climb = Climb(sample, starts.flatten(0, 1), replicates, self._bounds(sample.model))
+        climb = Climb(sample, theta, replicates, self._bounds(sample.model))
         for step in range(max_steps + 1):
             climb.look(tolerance)
             if step == max_steps or bool(climb.done.all()):
@@ -118,6 +126,20 @@ class ExpectationMaximization(Estimator):
             climb.offset,
             tuple(_reason(*reason, self.max_steps) for reason in reasons),
         )
+
+
+def _promising(objective: Tensor, replicates: Tensor, keep: int) -> Tensor:
+    """Of every replicate's fits up to `keep` different ones, best first, none hopelessly behind the best."""
+    order = objective.argsort(stable=True)
+    order = order[replicates[order].argsort(stable=True)]
+    value, owner = objective[order], replicates[order]
+    first = torch.ones_like(owner, dtype=torch.bool)
+    first[1:] = owner[1:] != owner[:-1]
+    group = first.cumsum(0) - 1
+    new = first | (value - value.roll(1) > SAME)
+    count = new.cumsum(0)
+    rank, behind = count - count[first][group], value - value[first][group]
+    return order[new & (rank < keep) & (first | (behind < HOPELESS))]
 
 
 def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:
@@ -156,7 +178,7 @@ class Climb:
         """The relative offset of the active problems; those within the tolerance are done."""
         k = (~self.done).nonzero()[:, 0]
         sums, free = self.sums.of(k), self.free()[k]
-        newton = _solve(sums.observed, sums.complete, FLAT, sums.score, free)
+        newton = positive_solve(sums.observed, sums.complete, FLAT, sums.score, free)
         self.offset[k] = ((sums.score * newton).sum(1).clamp(min=0) / newton.shape[1]).sqrt().nan_to_num(nan=torch.inf)
         self.done[k] |= self.offset[k] <= tolerance
 
@@ -164,9 +186,9 @@ class Climb:
         """One step of the active problems, kept where it raises the likelihood."""
         k = (~self.done).nonzero()[:, 0]
         sums, free = self.sums.of(k), self.free()[k]
-        em = self.pace[k, None] * self._em_step(sums, free)
+        em = self.pace[k, None] * scoring_step(self.sample.model, sums, free)
         damped = sums.observed + self.damping[k, None, None] * sums.complete
-        newton = _solve(damped, sums.complete, 1e-14, sums.score, free)
+        newton = positive_solve(damped, sums.complete, 1e-14, sums.score, free)
         concave = newton.isfinite().all(1)
         use_em = self.refused[k] | ~concave
         use_em |= em_only
@@ -194,25 +216,3 @@ class Climb:
         self.steps[k] += 1
         self.stuck[k] = ~accept & (self.pace[k] < 1e-12)
         self.done |= self.stuck
-
-    def _em_step(self, sums: Sums, free: Tensor) -> Tensor:
-        """C^-1 g, and for the standard deviations the maximum given the new means."""
-        step = _solve(sums.complete, sums.complete, 1e-12, sums.score, free)
-        model = self.sample.model
-        what = torch.tensor([j if kind == "mean" else -1 for kind, j, _ in model.places])
-        gains = step * sums.score
-        explained = torch.stack([(gains * (what == j)).sum(1) for j in range(model.num_experts)], 1)
-        last = model.slices["log_sd"]
-        mean_square = 1 + (sums.score[:, last] - explained) / sums.mass.clamp(min=FLAT)
-        step[:, last] = 0.5 * mean_square.clamp(0.01, 100.0).log() * free[:, last]
-        return step.nan_to_num(nan=0.0)
-
-
-def _solve(matrix: Tensor, scale: Tensor, ridge: float, score: Tensor, free: Tensor) -> Tensor:
-    """matrix^-1 g on the free parameters, 0 elsewhere, in units of the diagonal of `scale`; NaN if not positive."""
-    unit = scale.diagonal(dim1=1, dim2=2).clamp(min=FLAT).rsqrt() * free
-    scaled = matrix * unit[:, :, None] * unit[:, None, :]
-    scaled.diagonal(dim1=1, dim2=2).add_(ridge * free + (~free).to(scaled))
-    factor, info = torch.linalg.cholesky_ex(scaled)
-    step = torch.cholesky_solve((score * unit)[..., None], factor)[..., 0] * unit
-    return torch.where((info > 0)[:, None], torch.nan, step)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from moe_prompt.activations import Activation
@@ -77,6 +77,13 @@ class Observations:
         log_likelihood, rows = (torch.cat(part) for part in zip(*parts, strict=True))
         return self.layout.assemble(log_likelihood, rows)
 
+    def responsibilities(self, theta: Float64[Tensor, "problems p"], replicates: Tensor) -> tuple[Tensor, Tensor]:
+        """r_ij (problems, components, n) and monomials (problems, q, n) of the problems' samples."""
+        monomials = self.monomials[replicates]
+        frozen = None if self.log_frozen is None else self.log_frozen[replicates]
+        design = monomials[:, : self.model.dim + 1]
+        return Pass(self.model, theta).posterior(design, self.y[replicates], frozen)[0], monomials
+
     def _block(self, theta: Tensor, replicates: Tensor) -> tuple[Tensor, Tensor]:
         pass_ = Pass(self.model, theta)
         first, last = int(replicates[0]), int(replicates[-1])
@@ -102,32 +109,34 @@ class Pass:
         self.gates, self.means, self.log_sd = model.coefficients(theta)
         self.precision = (-self.log_sd).exp()[..., None]
 
-    def __call__(self, design: Tensor, y: Tensor, log_frozen: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Log-likelihood (B,) of the chunk and weights (B, rows, n)."""
-        k, j = self.model.num_experts, self.model.num_gates
+    def posterior(self, design: Tensor, y: Tensor, log_frozen: Tensor | None) -> tuple[Tensor, ...]:
+        """r and pi (B, C, n), log p(y | x) (B, n), and the experts' linear functions, means and scaled residuals."""
         linear = self.means @ design
         h = self.model.link(linear)
         e = (y - h).mul_(self.precision)
-        square = e.square()
-        log_p = square.mul(-0.5).sub_(self.log_sd[..., None] + HALF_LOG_2PI)
+        log_p = e.square().mul_(-0.5).sub_(self.log_sd[..., None] + HALF_LOG_2PI)
         if log_frozen is not None:
             log_p = torch.cat([log_p, log_frozen], 1)
         scores = self.gates @ design
         pi, log_norm = _softmax(torch.cat([scores, torch.zeros_like(y)], 1))
-        log_p[:, :j].add_(scores)
+        log_p[:, : self.model.num_gates].add_(scores)
         r, log_sum = _softmax(log_p)
-        value = (log_sum - log_norm).sum(1)
+        return r, pi, log_sum - log_norm, linear, h, e
 
+    def __call__(self, design: Tensor, y: Tensor, log_frozen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log-likelihood (B,) of the chunk and weights (B, rows, n)."""
+        k, j = self.model.num_experts, self.model.num_gates
+        r, pi, log_density, linear, h, e = self.posterior(design, y, log_frozen)
         r, pi = r[:, :k], pi[:, :j]
         slope, curvature = self._link(linear, h, e)
-        a, c = e * slope, square.sub_(1)
+        a, c = e * slope, e.square().sub_(1)
         ra, rc = r * a, r * c
         predictors = torch.cat([r[:, :j], ra, rc], 1)
         products = [predictors[:, i : i + 1] * predictors[:, i:] for i in range(predictors.shape[1])]
         gates = [pi[:, i : i + 1] * pi[:, i:] for i in range(j)]
         fisher = r * slope.square()
         own = [ra * a + r * curvature, ra * (c - 2), rc * (c - 2) - 2 * r, fisher]
-        return value, torch.cat([*products, *gates, pi, r, ra, rc, *own], 1)
+        return log_density.sum(1), torch.cat([*products, *gates, pi, r, ra, rc, *own], 1)
 
     def _link(self, linear: Tensor, h: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         """d(h / sd) / dm and d2 log p / dm2."""
@@ -165,17 +174,17 @@ class Layout:
         first = {"gate": 0, "mean": self.j, "log_sd": self.j + self.k}
         self.predictor = torch.tensor([first[what] + j for what, j, _ in model.places])
         self.column = torch.tensor([column for _, _, column in model.places])
-        self.monomial = _symmetric(model.dim + 1)[self.column[:, None], self.column]
+        self.monomial = pair_index(model.dim + 1)[self.column[:, None], self.column]
 
     def assemble(self, log_likelihood: Tensor, rows: Tensor) -> Sums:
         """Score and information of parameters from sums over observations (B, rows, q)."""
         k, j, p = self.k, self.j, self.size
         sizes = [p * (p + 1) // 2, j * (j + 1) // 2, j, k, k, k, k, k, k, k]
         products, gates, pi, r, ra, rc, mm, mv, vv, fisher = rows.split(sizes, 1)
-        observed, complete = products[:, _symmetric(p)].clone(), rows.new_zeros(len(rows), p, p, rows.shape[2])
+        observed, complete = products[:, pair_index(p)].clone(), rows.new_zeros(len(rows), p, p, rows.shape[2])
         s, m, v = torch.arange(p).split([j, k, k])
         if j:
-            covariance = -gates[:, _symmetric(j)]
+            covariance = -gates[:, pair_index(j)]
             covariance[:, s, s] += pi
             complete[:, :j, :j] = covariance
             observed[:, :j, :j] += covariance
@@ -191,7 +200,7 @@ class Layout:
         return Sums(log_likelihood, score, observed[pairs], complete[pairs], r[..., 0])
 
 
-def _symmetric(size: int) -> Tensor:
+def pair_index(size: int) -> Int64[Tensor, "size size"]:
     """Index (size, size) of the pair (i, j) among the upper triangle's, row by row."""
     index = torch.zeros(size, size, dtype=torch.int64)
     first, second = torch.triu_indices(size, size)
