@@ -37,10 +37,10 @@ SAME, HOPELESS = 0.1, 20.0  # fits to a rung whose log-likelihoods differ by les
 class ExpectationMaximization(Estimator):
     """Best of several starts by EM and Newton.
 
-    A large sample is climbed to: every start is fitted to about `first_rung` evenly spread observations first, up to
-    `keep` different fits, none far behind the best, to ten times as many, the best of those to ten times as many again,
-    and so on to the whole sample, where only the last few steps are left. `box` bounds the absolute value of every
-    coefficient, `least_sd` the standard deviations from below; `em_steps` EM steps open the first rung.
+    A large sample is climbed to: fits begin on about `first_rung` evenly spread observations, up to `keep` different
+    ones, none far behind the best, go on to ten times as many, the best of those to ten times as many again, and so on
+    to the whole sample, where only the last few steps are left. Of many starts, `em_steps` EM steps choose a shortlist.
+    `box` bounds the absolute value of every coefficient, `least_sd` the standard deviations from below.
     """
 
     tolerance: float = 1e-6
@@ -48,6 +48,7 @@ class ExpectationMaximization(Estimator):
     box: float = 100.0
     least_sd: float = 1e-3
     em_steps: int = 10
+    shortlist: int = 8
     first_rung: int = 1000
     rung_tolerance: float = 0.05
     rung_steps: int = 100
@@ -56,15 +57,19 @@ class ExpectationMaximization(Estimator):
     def fit(self, model: GatedMixture, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
         self._check(model, data, starts)
         theta, replicates = starts.flatten(0, 1), torch.arange(len(data)).repeat_interleave(starts.shape[1])
-        em_steps, keep = self.em_steps, self.keep
-        for stride in self._rungs(data.n):
-            part = Observations(model, data.x[:, ::stride], data.y[:, ::stride])
-            found = self._maximise(part, theta, replicates, self.rung_tolerance, self.rung_steps, em_steps)
-            kept = _promising(found.objective, replicates, keep)
-            theta, replicates, em_steps, keep = found.theta[kept], replicates[kept], 0, 1
-        whole = Observations(model, data.x, data.y)
-        found = self._maximise(whole, theta, replicates, self.tolerance, self.max_steps, em_steps)
-        return found.select(_promising(found.objective, replicates, 1))
+        strides, keep = [*self._rungs(data.n), 1], self.keep
+        sample = Observations(model, data.x[:, :: strides[0]], data.y[:, :: strides[0]])
+        if starts.shape[1] > self.shortlist:
+            found = self._maximise(sample, theta, replicates, self.rung_tolerance, self.em_steps, em_only=True)
+            kept = _promising(found.objective, replicates, self.shortlist, torch.inf)
+            theta, replicates = found.theta[kept], replicates[kept]
+        for stride in strides[1:]:
+            found = self._maximise(sample, theta, replicates, self.rung_tolerance, self.rung_steps)
+            kept = _promising(found.objective, replicates, keep, HOPELESS)
+            theta, replicates, keep = found.theta[kept], replicates[kept], 1
+            sample = Observations(model, data.x[:, ::stride], data.y[:, ::stride])
+        found = self._maximise(sample, theta, replicates, self.tolerance, self.max_steps)
+        return found.select(_promising(found.objective, replicates, 1, torch.inf))
 
     def _check(self, model: GatedMixture, data: Dataset, starts: Tensor) -> None:
         p = model.num_parameters
@@ -102,14 +107,14 @@ class ExpectationMaximization(Estimator):
         replicates: Tensor,
         tolerance: float,
         max_steps: int,
-        em_steps: int,
+        em_only: bool = False,
     ) -> FitResult:
         climb = Climb(sample, theta, replicates, self._bounds(sample.model))
         for step in range(max_steps + 1):
             climb.look(tolerance)
             if step == max_steps or bool(climb.done.all()):
                 break
-            climb.advance(em_only=step < em_steps)
+            climb.advance(em_only)
         return self._result(climb, tolerance)
 
     def _result(self, climb: Climb, tolerance: float) -> FitResult:
@@ -128,8 +133,8 @@ class ExpectationMaximization(Estimator):
         )
 
 
-def _promising(objective: Tensor, replicates: Tensor, keep: int) -> Tensor:
-    """Of every replicate's fits up to `keep` different ones, best first, none hopelessly behind the best."""
+def _promising(objective: Tensor, replicates: Tensor, keep: int, margin: float) -> Tensor:
+    """Of every replicate's fits up to `keep` different ones, best first, none behind the best by `margin`."""
     order = objective.argsort(stable=True)
     order = order[replicates[order].argsort(stable=True)]
     value, owner = objective[order], replicates[order]
@@ -139,7 +144,7 @@ def _promising(objective: Tensor, replicates: Tensor, keep: int) -> Tensor:
     new = first | (value - value.roll(1) > SAME)
     count = new.cumsum(0)
     rank, behind = count - count[first][group], value - value[first][group]
-    return order[new & (rank < keep) & (first | (behind < HOPELESS))]
+    return order[new & (rank < keep) & (first | (behind < margin))]
 
 
 def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:
