@@ -86,9 +86,9 @@ class Observations:
 
     def _block(self, theta: Tensor, replicates: Tensor) -> tuple[Tensor, Tensor]:
         pass_ = Pass(self.model, theta)
-        first, last = int(replicates[0]), int(replicates[-1])
-        ordered = len(replicates) == 1 or replicates.equal(torch.arange(first, last + 1))
-        index = slice(first, last + 1) if ordered else replicates
+        first = int(replicates[0])
+        consecutive = replicates.equal(torch.arange(first, first + len(replicates)))
+        index = slice(first, first + len(replicates)) if consecutive else replicates  # a view where there is one
         starts = range(0, self.n, CHUNK)
         parts = [self._chunk(pass_, index, slice(start, start + CHUNK)) for start in starts]
         likelihood, rows = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))

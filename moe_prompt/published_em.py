@@ -18,7 +18,7 @@ from moe_prompt.errors import require
 from moe_prompt.fits import Estimator, FitResult, best_of
 from moe_prompt.louis import CHUNK, Observations, Sums
 from moe_prompt.m_step import FLAT, gate_maximum, positive_solve, scoring_step
-from moe_prompt.mixture import GaussianMoE
+from moe_prompt.mixture import GatedMixture, GaussianMoE
 from moe_prompt.regression import Dataset
 
 
@@ -29,7 +29,7 @@ class PublishedEM(Estimator):
     tolerance: float = 1e-6
     max_steps: int = 2000
 
-    def fit(self, model: GaussianMoE, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
+    def fit(self, model: GatedMixture, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
         require(
             isinstance(model, GaussianMoE),
             f"the published EM fits Gaussian mixtures of experts: got {type(model).__name__}.",
