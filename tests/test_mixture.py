@@ -177,7 +177,7 @@ def test_samples_have_the_density(model, covariates):
     sample = MixturePopulation(model, theta, covariates).sample(2000, [np.random.default_rng(9)])
     log_pi, log_p = model.log_terms(theta[None], sample.x, sample.y)
     below = torch.zeros(2000, dtype=torch.float64)
-    gates, means, log_sd = model.coefficients(theta[None])
+    _, means, log_sd = model.coefficients(theta[None])
     design = torch.cat([torch.ones_like(sample.x[..., :1]), sample.x], 2)
     for j in range(model.num_experts):
         z = (sample.y[..., 0] - model.link(design @ means[0, j])) / log_sd[0, j].exp()
