@@ -1,4 +1,4 @@
-"""Activation functions with what the theory needs to know of each: its derivative and its symmetries.
+"""Activation functions with what the theory needs to know of each: two derivatives and its symmetries.
 
 A hidden unit ``w2 * act(w1 . x)`` can be rewritten without changing the function when ``act`` is odd (flip both
 signs), positively homogeneous (scale one weight by c > 0, the other by 1/c) or linear (any invertible mixing of the
@@ -19,11 +19,12 @@ from moe_prompt.errors import choose
 
 @dataclass(frozen=True)
 class Activation:
-    """A scalar function applied elementwise, ``act(z)``, and its derivative as a function of ``(z, act(z))``."""
+    """A scalar function applied elementwise, ``act(z)``, and its derivatives as functions of ``(z, act(z))``."""
 
     name: str
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
+    second_derivative: Callable[[Tensor, Tensor], Tensor] | None = None  # None: by automatic differentiation
     odd: bool = False
     homogeneous: bool = False
     linear: bool = False
@@ -31,19 +32,34 @@ class Activation:
     def __call__(self, z: Tensor) -> Tensor:
         return self.function(z)
 
+    def second(self, z: Tensor, a: Tensor) -> Tensor:
+        """act''(z), given z and a = act(z)."""
+        if self.second_derivative is not None:
+            return self.second_derivative(z, a)
+        slope = lambda point: self.derivative(point, self.function(point))  # noqa: E731
+        return torch.func.jvp(slope, (z,), (torch.ones_like(z),))[1]
+
 
 def _gelu_derivative(z: Tensor, _: Tensor) -> Tensor:
     density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     return torch.special.ndtr(z) + z * density
 
 
+def _gelu_second(z: Tensor, _: Tensor) -> Tensor:
+    return (2 - z * z) * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+def _zero(z: Tensor, _: Tensor) -> Tensor:
+    return torch.zeros_like(z)
+
+
 _ALL = (
-    Activation("linear", lambda z: z, lambda z, _: torch.ones_like(z), odd=True, homogeneous=True, linear=True),
-    Activation("tanh", torch.tanh, lambda _, a: 1 - a * a, odd=True),
-    Activation("sigmoid", torch.sigmoid, lambda _, a: a * (1 - a)),
-    Activation("gelu", lambda z: z * torch.special.ndtr(z), _gelu_derivative),
-    Activation("relu", torch.relu, lambda z, _: (z > 0).to(z), homogeneous=True),
-    Activation("square", lambda z: z * z, lambda z, _: 2 * z),
+    Activation("linear", lambda z: z, lambda z, _: torch.ones_like(z), _zero, odd=True, homogeneous=True, linear=True),
+    Activation("tanh", torch.tanh, lambda _, a: 1 - a * a, lambda _, a: -2 * a * (1 - a * a), odd=True),
+    Activation("sigmoid", torch.sigmoid, lambda _, a: a * (1 - a), lambda _, a: a * (1 - a) * (1 - 2 * a)),
+    Activation("gelu", lambda z: z * torch.special.ndtr(z), _gelu_derivative, _gelu_second),
+    Activation("relu", torch.relu, lambda z, _: (z > 0).to(z), _zero, homogeneous=True),
+    Activation("square", lambda z: z * z, lambda z, _: 2 * z, lambda z, _: torch.full_like(z, 2.0)),
 )
 ACTIVATIONS: dict[str, Activation] = {activation.name: activation for activation in _ALL}
 

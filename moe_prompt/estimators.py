@@ -46,42 +46,26 @@ class LeastSquares(Estimator):
     keep: int = 2
 
     def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
-        require(
-            data.y.shape[2] == model.outputs,
-            f"this model has {model.outputs} outputs: got y with {data.y.shape[2]}.",
-        )
-        require(
-            data.n >= model.num_parameters,
-            f"least squares needs n at least as large as the number of parameters, {model.num_parameters}: got "
-            f"n = {data.n}; take a larger sample.",
-        )
-        require(
-            starts.ndim == 3
-            and starts.shape[1] >= 1
-            and (len(starts), starts.shape[2]) == (len(data), model.num_parameters),
-            f"starts must be (replicates, starts, parameters) = ({len(data)}, at least one, {model.num_parameters}): "
-            f"got {tuple(starts.shape)}.",
-        )
-        prepared, y = model.prepare(data.x), data.y.mT.contiguous()
+        check(model, data, starts)
         damping, keep = 1e-2, self.keep
-        for stride in self._rungs(data):
-            part = slice(None, None, stride)
-            problem = Problem(model, model.prepare(data.x[:, part]), y[..., part].contiguous(), None, starts.shape[1])
-            result = self._minimise(problem, starts.flatten(0, 1), self.rung_tolerance, self.rung_steps, damping)
+        for stride in self.rungs(data):
+            problem = Problem.of(model, data, starts.shape[1], stride)
+            result = self.minimise(problem, starts.flatten(0, 1), self.rung_tolerance, self.rung_steps, damping)
             starts = best_of(result, starts.shape[1], keep).theta.unflatten(0, (len(data), -1))
             damping, keep = 1e-6, 1
-        problem = Problem(model, prepared, y, data.weights, starts.shape[1])
-        result = self._minimise(problem, starts.flatten(0, 1), self.tolerance, self.max_steps, damping)
+        problem = Problem.of(model, data, starts.shape[1])
+        result = self.minimise(problem, starts.flatten(0, 1), self.tolerance, self.max_steps, damping)
         return best_of(result, starts.shape[1], 1)
 
-    def _rungs(self, data: Dataset) -> list[int]:
+    def rungs(self, data: Dataset) -> list[int]:
         """Strides of the smaller samples, smallest sample first; none where weights make rows unequal."""
         if data.weights is not None:
             return []
         sizes = (self.first_rung * 10**k for k in range(9))
         return [data.n // size for size in sizes if 2 * size <= data.n]
 
-    def _minimise(self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, damping: float) -> FitResult:
+    def minimise(self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, damping: float) -> FitResult:
+        """Every problem from its own theta (K, p)."""
         state = _State(problem, theta.clamp(-self.box, self.box), damping)
         floor = (16 * ROUNDING) ** 2 * problem.square_norm()  # a mean is a dozen operations: no residual is nearer 0
         for step in range(max_steps + 1):
@@ -114,6 +98,26 @@ class LeastSquares(Estimator):
             state.offset,
             tuple(_reason(*reason, self.max_steps) for reason in reasons),
         )
+
+
+def check(model: RegressionModel, data: Dataset, starts: Tensor) -> None:
+    """A sentence where data or starts do not fit the model."""
+    require(
+        data.y.shape[2] == model.outputs,
+        f"this model has {model.outputs} outputs: got y with {data.y.shape[2]}.",
+    )
+    require(
+        data.n >= model.num_parameters,
+        f"least squares needs n at least as large as the number of parameters, {model.num_parameters}: got "
+        f"n = {data.n}; take a larger sample.",
+    )
+    require(
+        starts.ndim == 3
+        and starts.shape[1] >= 1
+        and (len(starts), starts.shape[2]) == (len(data), model.num_parameters),
+        f"starts must be (replicates, starts, parameters) = ({len(data)}, at least one, {model.num_parameters}): "
+        f"got {tuple(starts.shape)}.",
+    )
 
 
 def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:

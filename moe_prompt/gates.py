@@ -45,6 +45,10 @@ class ExponentialGate(Gate):
     def link(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         """The transformed scores and the link's derivative (None: the link is the identity)."""
 
+    def bend(self, scores: Tensor) -> Tensor | None:
+        """The link's second derivative; None where it is zero."""
+        return None
+
     def forward(
         self,
         pretrained_scores: Float[Tensor, "*batch queries pretrained"],
@@ -79,6 +83,11 @@ class NonlinearResidualGate(ExponentialGate):
         z = tau * scores
         a = self.activation(z)
         return scores + alpha * a, 1 + alpha * tau * self.activation.derivative(z, a)
+
+    def bend(self, scores: Tensor) -> Tensor | None:
+        alpha, tau = self.alpha.to(scores.dtype), self.tau.to(scores.dtype)
+        z = tau * scores
+        return alpha * tau * tau * self.activation.second(z, self.activation(z))
 
 
 class SigmoidGate(Gate):

@@ -6,6 +6,7 @@ cache; the product of the chunk with its own transpose is [J r]'[J r], and the c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_prompt.regression import Prepared, RegressionModel
+from moe_prompt.regression import Dataset, Prepared, RegressionModel
 
 CHUNK_BYTES = 3 << 20  # measured best between one and eight megabytes: cache against the cost of a call
 
@@ -28,6 +29,13 @@ class Problem:
     weights: Tensor | None
     starts: int
     chunks: dict = field(default_factory=dict)  # views of consecutive replicates, cut once
+
+    @classmethod
+    def of(cls, model: RegressionModel, data: Dataset, starts: int, stride: int = 1) -> Problem:
+        """Every `stride`-th observation of every replicate, fitted from a number of starts."""
+        part = slice(None, None, stride)
+        weights = None if data.weights is None else data.weights[part]
+        return cls(model, model.prepare(data.x[:, part]), data.y[:, part].mT.contiguous(), weights, starts)
 
     @property
     def observations(self) -> int:
@@ -46,18 +54,40 @@ class Problem:
     def gram(self, theta: Tensor, index: Tensor) -> Tensor:
         """[J r]'[J r] (K, p + 1, p + 1) at theta (K, p) of the problems in `index`; r = f - y."""
         out = theta.new_zeros(len(theta), theta.shape[1] + 1, theta.shape[1] + 1)
-        together = max(1, self.width // self.y.shape[2])
-        for first in range(0, len(theta), together):
-            some = slice(first, first + together)
-            self._accumulate(out[some], theta[some], index[some] // self.starts)
+        for some, replicates in self.groups(index):
+            self._accumulate(out[some], theta[some], replicates)
         return out
+
+    def objective(self, theta: Tensor, index: Tensor) -> Tensor:
+        """1/2 sum_i w_i |f - y|^2 (K,), without derivatives."""
+        out = theta.new_zeros(len(theta))
+        for some, replicates in self.groups(index):
+            mixture = self.model.at(theta[some])
+            for prepared, y, scale in self.pieces(replicates):
+                residual = mixture(prepared) - y
+                residual = residual if scale is None else residual * scale
+                out[some] += 0.5 * residual.square().sum((1, 2))
+        return out
+
+    def groups(self, index: Tensor, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Problems that fit into a chunk of `width` samples together, with their replicates."""
+        together = max(1, (width or self.width) // self.y.shape[2])
+        for first in range(0, len(index), together):
+            some = slice(first, first + together)
+            yield some, index[some] // self.starts
+
+    def pieces(
+        self, replicates: Tensor, width: int | None = None
+    ) -> Iterator[tuple[Prepared, Tensor, Tensor | None]]:
+        """Prepared covariates, observations and root weights of some replicates, a chunk of samples at a time."""
+        n, width = self.y.shape[2], width or self.width
+        for start in range(0, n, width):
+            yield self._chunk(replicates, slice(start, min(n, start + width)))
 
     def _accumulate(self, out: Tensor, theta: Tensor, replicates: Tensor) -> None:
         """Sum the Gram products of all chunks of a few problems."""
-        n, mixture = self.y.shape[2], self.model.at(theta)
-        width = 0
-        for start in range(0, n, self.width):
-            prepared, y, scale = self._chunk(replicates, slice(start, min(n, start + self.width)))
+        mixture, width = self.model.at(theta), 0
+        for prepared, y, scale in self.pieces(replicates):
             if y.shape[2] != width:
                 width = y.shape[2]
                 joined = theta.new_empty(len(theta), theta.shape[1] + 1, y.shape[1], width)
@@ -68,11 +98,11 @@ class Problem:
             _add_gram(joined.flatten(2), out)
 
     def _chunk(self, replicates: Tensor, samples: slice) -> tuple[Prepared, Tensor, Tensor | None]:
-        """Prepared covariates, observations and root weights of some replicates and samples; views where possible."""
+        """One of the pieces; views where possible."""
         first, last = int(replicates[0]), int(replicates[-1])
         if len(replicates) > 1 and not replicates.equal(torch.arange(first, last + 1)):
             return self._cut(replicates, samples)
-        key = (first, last, samples.start)
+        key = (first, last, samples.start, samples.stop)
         if key not in self.chunks:
             self.chunks[key] = self._cut(slice(first, last + 1), samples)
         return self.chunks[key]

@@ -1,0 +1,156 @@
+r"""Coordinates in which the valleys of an over-specified fit are straight.
+
+A mixing measure acts on f to first order through masses m_i = exp(b_i) and first moments m_i theta_i, and two near
+atoms i, j to second order through the second moment m e e' about their centre c. Two changes of coordinates follow:
+
+    an atom           m_i = m_i0 (1 + s),  theta_i = theta_i0 + v / (1 + s):      m_i and m_i theta_i are linear in (s, v)
+    the nearest pair  b_i = tau + log sigma(l),  b_j = tau + log sigma(-l),  theta_i = c + e^{-l/2} e,  theta_j = c - e^{l/2} e
+
+with tau, c treated as an atom. Along l alone the pair trades mass at constant total, centre and second moment, and f
+changes to third order only: in b and theta that is a long bent valley, here a straight one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from moe_prompt.regression import RegressionModel
+
+LEAST, MOST = -0.9, 9.0  # growth of a mass in one step
+TRADE = 3.0  # largest step of l
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where log-weights (L,) and the atoms' own parameters (L, q) stand in a parameter vector."""
+
+    size: int
+    log_weights: Tensor
+    own: Tensor
+    pairs: Tensor
+
+    @classmethod
+    def of(cls, model: RegressionModel) -> Layout:
+        every = torch.arange(model.num_parameters)
+        own = [name for name in model.shapes if name != "b" and not model.expert.is_shared(name)]
+        places = [every[model.slices[name]].unflatten(0, (model.num_atoms, -1)) for name in own]
+        free = model.gating_bias and bool(own)
+        b = every[model.slices["b"]] if free else every[:0]
+        pairs = torch.tensor(list(combinations(range(model.num_atoms), 2)) if free else [], dtype=torch.int64)
+        return cls(len(every), b, torch.cat(places, 1) if own else every[:0, None], pairs.reshape(-1, 2))
+
+
+class Chart:
+    """Coordinates about theta (K, p): step 0 is theta; `paired` says which problems may use those of a pair."""
+
+    def __init__(self, layout: Layout, theta: Tensor, paired: Tensor) -> None:
+        self.theta, p = theta, layout.size
+        k = torch.arange(len(theta))
+        self.mass = torch.full(theta.shape, p)  # whose log-weight a parameter grows with; p: none
+        self.grows = torch.zeros_like(theta, dtype=torch.bool)
+        if len(layout.log_weights):
+            self.mass[:, layout.own] = layout.log_weights[:, None].expand_as(layout.own)
+            self.grows[:, layout.log_weights] = True
+        self.rows = (k if len(layout.pairs) else k[:0])[paired[: len(k) if len(layout.pairs) else 0]]
+        if not len(self.rows):
+            return
+        atoms = theta[self.rows][:, layout.own]
+        first, second = layout.pairs.T
+        nearest = (atoms[:, first] - atoms[:, second]).norm(dim=2).argmin(1)
+        i, j = first[nearest], second[nearest]
+        self.bi, self.bj, self.ti, self.tj = layout.log_weights[i], layout.log_weights[j], layout.own[i], layout.own[j]
+        self.mass[self.rows[:, None], self.tj], self.grows[self.rows, self.bj] = p, False
+        row = self.rows
+        self.l = theta[row, self.bi] - theta[row, self.bj]
+        self.share, self.down, self.up = torch.sigmoid(self.l), torch.exp(-self.l / 2), torch.exp(self.l / 2)
+        a, c = theta[row[:, None], self.ti], theta[row[:, None], self.tj]
+        self.centre = self.share[:, None] * a + (1 - self.share)[:, None] * c
+        self.e = (a - c) * (self.share * (1 - self.share)).sqrt()[:, None]
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """The gradient in these coordinates: P' g."""
+        out = gradient.clone()
+        if len(self.rows):
+            row, s = self.rows, self.share
+            gi, gj = gradient[row, self.bi], gradient[row, self.bj]
+            ti, tj = gradient[row[:, None], self.ti], gradient[row[:, None], self.tj]
+            out[row, self.bi] = gi + gj
+            bent = (self.e * (self.down[:, None] * ti + self.up[:, None] * tj)).sum(1)
+            out[row, self.bj] = (1 - s) * gi - s * gj - 0.5 * bent
+            out[row[:, None], self.ti] = ti + tj
+            out[row[:, None], self.tj] = self.down[:, None] * ti - self.up[:, None] * tj
+        return out
+
+    def pull_twice(self, matrix: Tensor) -> Tensor:
+        """P' M P."""
+        if not len(self.rows):
+            return matrix
+        half = torch.stack([self.pull(column) for column in matrix.unbind(2)], 2)
+        return torch.stack([self.pull(row) for row in half.unbind(1)], 1)
+
+    def hessian(self, hessian: Tensor, gradient: Tensor) -> Tensor:
+        """The Hessian in these coordinates: P'HP and the bend of the coordinates times the gradient."""
+        out, pulled = self.pull_twice(hessian).clone(), self.pull(gradient)
+        if len(self.rows):
+            self._add_bend(out, gradient)
+        k, own = (self.mass < self.mass.shape[1]).nonzero().T
+        mass = self.mass[k, own]
+        out.index_put_((k, own, mass), -pulled[k, own], accumulate=True)
+        out.index_put_((k, mass, own), -pulled[k, own], accumulate=True)
+        k, b = self.grows.nonzero().T
+        out.index_put_((k, b, b), -pulled[k, b], accumulate=True)
+        return out
+
+    def _add_bend(self, out: Tensor, gradient: Tensor) -> None:
+        row, s = self.rows, self.share
+        ti, tj = gradient[row[:, None], self.ti], gradient[row[:, None], self.tj]
+        down, up = self.down[:, None], self.up[:, None]
+        twice = -s * (1 - s) * (gradient[row, self.bi] + gradient[row, self.bj])
+        twice = twice + 0.25 * (self.e * (down * ti - up * tj)).sum(1)
+        cross = -0.5 * (down * ti + up * tj)
+        out.index_put_((row, self.bj, self.bj), twice, accumulate=True)
+        out.index_put_((row[:, None], self.tj, self.bj[:, None]), cross, accumulate=True)
+        out.index_put_((row[:, None], self.bj[:, None], self.tj), cross, accumulate=True)
+
+    def moved(self, step: Tensor) -> Tensor:
+        """The point that a step leads to."""
+        growth = pad(step, (0, 1)).gather(1, self.mass)
+        change = torch.where(self.grows, torch.log1p(step.clamp(min=LEAST)), step / (1 + growth.clamp(min=LEAST)))
+        new = self.theta + change
+        if len(self.rows):
+            row = self.rows
+            tau = torch.logaddexp(self.theta[row, self.bi], self.theta[row, self.bj]) + change[row, self.bi]
+            l, e = self.l + step[row, self.bj], self.e + step[row[:, None], self.tj]  # noqa: E741
+            centre = self.centre + change[row[:, None], self.ti]
+            new[row, self.bi] = tau + torch.nn.functional.logsigmoid(l)
+            new[row, self.bj] = tau + torch.nn.functional.logsigmoid(-l)
+            new[row[:, None], self.ti] = centre + torch.exp(-l / 2)[:, None] * e
+            new[row[:, None], self.tj] = centre - torch.exp(l / 2)[:, None] * e
+        return new
+
+    def within(self, step: Tensor, box: float) -> tuple[Tensor, Tensor]:
+        """The longest part of a step that stays in the box, and where it leads; what touches is on the boundary."""
+        grown = torch.where(self.grows, step, 0.0)
+        share = (LEAST / grown.amin(1).clamp(max=LEAST)).minimum(MOST / grown.amax(1).clamp(min=MOST))
+        if len(self.rows):
+            trade = step[self.rows, self.bj].abs().clamp(min=TRADE)
+            share[self.rows] = share[self.rows].minimum(TRADE / trade)
+        step = step * share[:, None]
+        low, high = torch.zeros_like(share), torch.ones_like(share)
+        edge = box * (1 + 1e-13)
+        new = self.moved(step)
+        outside = (new.abs() > edge).any(1)
+        if bool(outside.any()):
+            for _ in range(50):
+                middle = 0.5 * (low + high)
+                out = (self.moved(middle[:, None] * step).abs() > edge).any(1)
+                low, high = torch.where(out, low, middle), torch.where(out, middle, high)
+            step = torch.where(outside[:, None], low[:, None] * step, step)
+            new = self.moved(step)
+        new = new.clamp(-box, box)
+        return step, torch.where(box - new.abs() < 1e-10 * box, box * new.sign(), new)

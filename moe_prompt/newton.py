@@ -1,0 +1,240 @@
+r"""Least squares with more atoms than the truth has: Levenberg-Marquardt, then Newton's method in a trust region.
+
+    H = J'J + sum_i r_i d2 f_i,     step = argmin { g's + 1/2 s'Hs : |D s| <= radius },  D^2 = diag J'J
+
+An atom that the truth does not have moves f only to second order, so J'J is singular at the truth and Gauss-Newton
+crawls; the second-order term is as large as what J'J has in those directions. Steps are taken in coordinates in which
+the valleys of such a fit are straight (:mod:`moe_prompt.charts`). A point where the gradient vanishes and H has a negative eigenvalue is a
+saddle (two atoms that coincide are one): it is left along that eigenvector. A fit ends at a minimum, by the length of
+the Newton step in standard errors, sqrt(g' H^-1 g / (p s^2)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from moe_prompt.charts import Chart, Layout
+from moe_prompt.estimators import ROUNDING, TINY, LeastSquares, check
+from moe_prompt.fits import Estimator, FitResult, best_of
+from moe_prompt.normal_equations import Problem
+from moe_prompt.regression import Dataset, RegressionModel
+from moe_prompt.second_order import second_order
+
+FLAT = 1e-12  # of the largest eigenvalue: below this, a direction is flat
+NARROW = 1e-11  # a radius at which no step is left
+SADDLE = 1e-2  # standard errors: a stationary point
+
+
+@dataclass(frozen=True)
+class NewtonLeastSquares(Estimator):
+    """`first` descends from every start on its first rung, or to `handover` standard errors where there is none.
+
+    The best `keep` go on by Newton's method, through its larger rungs to the whole sample.
+    """
+
+    first: LeastSquares = field(default_factory=LeastSquares)
+    keep: int = 3
+    handover: float = 0.3
+    handover_steps: int = 40
+    rung_tolerance: float = 1e-2
+    rung_steps: int = 40
+    tolerance: float = 1e-6
+    max_steps: int = 1000
+
+    def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
+        check(model, data, starts)
+        rungs = self.first.rungs(data)
+        for rung, stride in enumerate([*rungs, 1]):
+            problem = Problem.of(model, data, starts.shape[1], stride)
+            theta = starts.flatten(0, 1)
+            if rung == 0:
+                rough = self.first.minimise(problem, theta, self.handover, self.handover_steps, 1e-2)
+                rough = best_of(rough, starts.shape[1], self.keep)
+                problem, theta = replace(problem, starts=len(rough.theta) // len(data), chunks={}), rough.theta
+            last = stride == 1
+            tolerance, steps = (self.tolerance, self.max_steps) if last else (self.rung_tolerance, self.rung_steps)
+            found = self.polish(problem, theta, tolerance, steps)
+            starts = found.theta.unflatten(0, (len(data), -1))
+        return best_of(found, problem.starts, 1)
+
+    def polish(self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int) -> FitResult:
+        """Every problem from its own theta (K, p) to the minimum below it."""
+        state = _State(problem, theta, self.first.box)
+        for step in range(max_steps + 1):
+            state.judge(tolerance)
+            if step == max_steps or bool(state.done.all()):
+                break
+            state.advance()
+        return self._result(problem, state, tolerance)
+
+    def _result(self, problem: Problem, state: _State, tolerance: float) -> FitResult:
+        converged = (state.offset <= tolerance) & ~state.saddle
+        gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
+        boundary = (state.theta.abs() >= self.first.box).any(1)
+        told = zip(converged.tolist(), state.objective.isfinite().tolist(), state.stuck.tolist(), strict=True)
+        return FitResult(
+            problem.model,
+            state.theta,
+            state.objective,
+            converged,
+            boundary,
+            state.steps,
+            gradient.norm(dim=1),
+            state.offset,
+            tuple(_reason(*reason, self.max_steps) for reason in told),
+            state.escaped,
+        )
+
+
+def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:
+    if converged:
+        return "converged"
+    if not finite:
+        return "the objective is not finite at the start"
+    return "no step lowers the objective" if stuck else f"not converged in {max_steps} steps"
+
+
+class _State:
+    """Where every problem stands, and its quadratic model in coordinates in which J'J has unit diagonal."""
+
+    def __init__(self, problem: Problem, theta: Tensor, box: float) -> None:
+        self.problem, self.box, self.layout = problem, box, Layout.of(problem.model)
+        self.theta = theta.clamp(-box, box).clone()
+        every = torch.arange(len(theta))
+        self.gram = problem.gram(self.theta, every)
+        self.objective = 0.5 * self.gram[:, -1, -1]
+        self.second = second_order(problem, self.theta, every)
+        self.radius = torch.full_like(self.objective, torch.inf)
+        self.offset = torch.full_like(self.objective, torch.inf)
+        self.steps = torch.zeros(len(theta), dtype=torch.int64)
+        self.done, self.stuck, self.saddle, self.escaped = (torch.zeros(len(theta), dtype=torch.bool) for _ in range(4))
+        self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
+        self.done |= ~self.gram.isfinite().all((1, 2))
+        self.objective[self.done] = torch.inf
+        self.stale = ~self.done  # where the quadratic model is not that of theta
+        p = theta.shape[1]
+        self.scale, self.slope = torch.ones_like(theta), torch.zeros_like(theta)
+        self.values, self.vectors = torch.ones_like(theta), torch.eye(p, dtype=theta.dtype).repeat(len(theta), 1, 1)
+
+    def free(self) -> Tensor:
+        """Parameters inside the box, or on its boundary with descent pointing inwards."""
+        gradient = self.gram[:, :-1, -1]
+        return ~(((self.theta <= -self.box) & (gradient > 0)) | ((self.theta >= self.box) & (gradient < 0)))
+
+    def chart(self, k: Tensor, free: Tensor) -> Chart:
+        """Coordinates about theta; those of a pair only where nothing is kept on the boundary."""
+        return Chart(self.layout, self.theta[k], free.all(1))
+
+    def judge(self, tolerance: float) -> None:
+        """The quadratic model, the offset in standard errors, and whether this is a minimum."""
+        k = (self.stale & ~self.done).nonzero()[:, 0]
+        if len(k):
+            self._decompose(k)
+        near = ~self.done & ~self.stale & (self.offset <= tolerance) & ~self.saddle
+        release = near & (self.held & self.free()).any(1)
+        self.held[release], self.stale[release] = False, True
+        self.done |= (near & ~release) | (~self.offset.isfinite() & ~self.stale)
+
+    def _decompose(self, k: Tensor) -> None:
+        free, gram, p = (self.free() & ~self.held)[k], self.gram[k], self.theta.shape[1]
+        chart, gradient = self.chart(k, free), gram[:, :-1, -1]
+        diagonal = chart.pull_twice(gram[:, :-1, :-1]).diagonal(dim1=1, dim2=2)
+        self.scale[k] = scale = torch.where(diagonal > TINY, diagonal, 1.0).rsqrt() * free
+        hessian = chart.hessian(gram[:, :-1, :-1] + self.second[k], gradient)
+        hessian = hessian * scale[:, :, None] * scale[:, None]
+        hessian.diagonal(dim1=1, dim2=2).add_((~free).to(hessian))
+        self.values[k], self.vectors[k] = values, vectors = torch.linalg.eigh(hessian)
+        self.slope[k] = slope = (vectors.mT @ (chart.pull(gradient) * scale)[..., None])[..., 0]
+        top = values.abs().amax(1, keepdim=True)
+        decrement = (slope.square() / values.abs().clamp(min=FLAT * top)).sum(1)
+        variance = 2 * self.objective[k] / max(1, self.problem.observations - p)
+        self.offset[k] = (decrement / (p * variance)).sqrt()
+        self.saddle[k] = values[:, 0] < -FLAT * top[:, 0]
+        self.stale[k] = False
+
+    def advance(self) -> None:
+        """One step of the problems that are not done, kept where it lowers the objective."""
+        k, step, size, chart = self._inward(*self._step((~self.done & ~self.stale).nonzero()[:, 0]))
+        if not len(k):
+            return
+        whole = step.norm(dim=1).clamp(min=TINY)
+        step, trial = chart.within(step, self.box)
+        size = size * step.norm(dim=1) / whole
+        gram = self.problem.gram(trial, k)
+        predicted = self._predicted(k, chart, step)
+        gained, noise = self.objective[k] - 0.5 * gram[:, -1, -1], 32 * ROUNDING * self.objective[k]
+        told = predicted.abs() > 10 * noise  # else gains are rounding
+        ratio = torch.where(told, gained / predicted, 0.9).nan_to_num(nan=-1.0)
+        accept = gram.isfinite().all((1, 2)) & torch.where(told, (ratio > 1e-4) & (predicted > 0), gained > -noise)
+        self._resize(k, ratio, accept, size)
+        kept = k[accept]
+        self.escaped[kept] |= self.saddle[kept] & (self.offset[kept] <= SADDLE)
+        self._move(kept, trial[accept], gram[accept])
+        self.steps[k] += 1
+        self.stuck[k] = ~accept & (self.radius[k] < NARROW * (1 + size))
+        self.done |= self.stuck
+
+    def _inward(self, k: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Chart]:
+        """The problems whose steps do not leave the box from its boundary; the others are held there from now on."""
+        free = (self.free() & ~self.held)[k]
+        chart = self.chart(k, free)
+        change = chart.moved(1e-6 * step) - self.theta[k]
+        outward = (self.theta[k].abs() >= self.box) & (self.theta[k] * change > 0)
+        self.held[k] |= outward
+        inside = ~outward.any(1)
+        self.stale[k[~inside]] = True
+        return k[inside], step[inside], size[inside], self.chart(k[inside], free[inside])
+
+    def _predicted(self, k: Tensor, chart: Chart, step: Tensor) -> Tensor:
+        gradient = self.gram[k, :-1, -1]
+        hessian = chart.hessian(self.gram[k, :-1, :-1] + self.second[k], gradient)
+        return -(chart.pull(gradient) * step).sum(1) - 0.5 * (step * (hessian @ step[..., None])[..., 0]).sum(1)
+
+    def _move(self, k: Tensor, theta: Tensor, gram: Tensor) -> None:
+        if len(k):
+            self.theta[k], self.gram[k], self.objective[k] = theta, gram, 0.5 * gram[:, -1, -1]
+            self.second[k], self.stale[k] = second_order(self.problem, theta, k), True
+
+    def _resize(self, k: Tensor, ratio: Tensor, accept: Tensor, size: Tensor) -> None:
+        """Half the step's length after a poor step, twice after a good one that the radius held back."""
+        held = size > 0.99 * self.radius[k]
+        radius = torch.where(accept & (ratio > 0.75) & held, 2 * self.radius[k], self.radius[k])
+        self.radius[k] = torch.where(accept & (ratio > 0.25), radius, torch.minimum(radius, size) * 0.3)
+
+    def _step(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The minimiser of the model within the radius, and its scaled length."""
+        values, slope, radius = self.values[k], self.slope[k].clone(), self.radius[k]
+        top = values.abs().amax(1)
+        first = slope[:, 0]
+        push = 1e-3 * FLAT * top  # off a saddle: as good as nothing where there is a slope
+        sign = torch.where(first < 0, -1.0, 1.0)
+        slope[:, 0] = torch.where((values[:, 0] < -FLAT * top) & (first.abs() < push), sign * push, first)
+        radius = torch.where(radius.isfinite(), radius, self._first_radius(k))
+        self.radius[k] = radius
+        shift = _shift(values, slope, radius, FLAT * top)
+        inner = -slope / (values + shift[:, None])
+        size = inner.norm(dim=1)
+        return k, (self.vectors[k] @ inner[..., None])[..., 0] * self.scale[k], size
+
+    def _first_radius(self, k: Tensor) -> Tensor:
+        """The Newton step's own length with every eigenvalue taken positive."""
+        values = self.values[k].abs()
+        return (self.slope[k] / values.clamp(min=1e-6 * values.amax(1, keepdim=True))).norm(dim=1) + TINY
+
+
+def _shift(values: Tensor, slope: Tensor, radius: Tensor, flat: Tensor) -> Tensor:
+    """lambda >= 0 with values + lambda > 0 and |slope / (values + lambda)| <= radius, equal unless lambda is least."""
+    low = (flat - values[:, 0]).clamp(min=0)
+    length = lambda shift: (slope / (values + shift[:, None])).norm(dim=1)  # noqa: E731
+    inside = length(low) <= radius
+    high = low + slope.norm(dim=1) / radius.clamp(min=TINY) + flat
+    least, low = low, low.clone()
+    for _ in range(60):
+        middle = torch.where(low > 0, (low * high).sqrt(), 0.5 * (low + high))
+        long = length(middle) > radius
+        low, high = torch.where(long, middle, low), torch.where(long, high, middle)
+    return torch.where(inside, least, high)
