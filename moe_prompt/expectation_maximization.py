@@ -24,13 +24,14 @@ from torch import Tensor
 
 from moe_prompt.errors import require
 from moe_prompt.fits import Estimator, FitResult
-from moe_prompt.louis import Observations
+from moe_prompt.louis import Observations, Sums
 from moe_prompt.m_step import FLAT, positive_solve, scoring_step
 from moe_prompt.mixture import GatedMixture
 from moe_prompt.regression import Dataset
 
 ROUNDING = torch.finfo(torch.float64).eps
 SAME, HOPELESS = 0.1, 20.0  # fits to a rung whose log-likelihoods differ by less are one; by more, one is given up
+SHORT, ATTEMPTS = 0.1, 6  # damping beyond which Newton's step is no longer than EM's; dampings tried in one step
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,10 @@ class Climb:
         """One step of the active problems, kept where it raises the likelihood."""
         k = (~self.done).nonzero()[:, 0]
         sums, free = self.sums.of(k), self.free()[k]
-        em = self.pace[k, None] * scoring_step(self.sample.model, sums, free)
-        damped = sums.observed + self.damping[k, None, None] * sums.complete
-        newton = positive_solve(damped, sums.complete, 1e-14, sums.score, free)
+        newton = self._newton(k, sums, free)
         concave = newton.isfinite().all(1)
-        use_em = self.refused[k] | ~concave
-        use_em |= em_only
+        use_em = ~concave | (self.refused[k] & (self.damping[k] > SHORT)) | em_only
+        em = self.pace[k, None] * scoring_step(self.sample.model, sums, free)
         trial = (self.theta[k] + torch.where(use_em[:, None], em, newton)).clamp(self.low, self.high)
         step = trial - self.theta[k]
         predicted = (step * (sums.score - 0.5 * torch.einsum("kab,kb->ka", sums.observed, step))).sum(1)
@@ -205,16 +204,39 @@ class Climb:
         noise = 32 * ROUNDING * (sums.log_likelihood.abs() + self.sample.n)
         told = (predicted > 10 * noise) & ~use_em  # else gains are rounding: the step is taken
         accept = found.finite() & (gained > torch.where(told, 1e-4 * predicted, -noise))
-        self._damp(k, use_em, concave, accept, torch.where(told, gained / predicted, 0.9))
+        self._damp(k, use_em, accept, torch.where(told, gained / predicted, 0.9))
         self.theta[k[accept]] = trial[accept]
         self.sums.put(k[accept], found.of(accept))
 
-    def _damp(self, k: Tensor, em: Tensor, concave: Tensor, accept: Tensor, ratio: Tensor) -> None:
+    def _newton(self, k: Tensor, sums: Sums, free: Tensor) -> Tensor:
+        """(H + damping C)^-1 g, more damped until H + damping C is positive definite, and cut short at the box."""
+        step = torch.full_like(sums.score, torch.nan)
+        todo = torch.arange(len(k))
+        for _ in range(ATTEMPTS):
+            part, damping = sums.of(todo), self.damping[k[todo]]
+            damped = part.observed + damping[:, None, None] * part.complete
+            step[todo] = self._inside(self.theta[k[todo]], damped, part, free[todo])
+            todo = todo[~step[todo].isfinite().all(1)]
+            if len(todo) == 0:
+                break
+            self.damping[k[todo]] = (10 * self.damping[k[todo]]).clamp(min=1e-5)
+        return step
+
+    def _inside(self, theta: Tensor, damped: Tensor, sums: Sums, free: Tensor) -> Tensor:
+        """The step on those parameters that it does not push out of the box, as far as the box goes."""
+        step = positive_solve(damped, sums.complete, 1e-14, sums.score, free)
+        outward = ((theta >= self.high) & (step > 0)) | ((theta <= self.low) & (step < 0))
+        if bool(outward.any()):
+            step = positive_solve(damped, sums.complete, 1e-14, sums.score, free & ~outward)
+        room = torch.where(step > 0, self.high - theta, theta - self.low) / step.abs()
+        return step * torch.where(room > 0, room, 1.0).amin(1, keepdim=True).clamp(max=1)
+
+    def _damp(self, k: Tensor, em: Tensor, accept: Tensor, ratio: Tensor) -> None:
         """Less damping after a good Newton step, more after a refused one; EM's pace is halved when it is refused."""
         damping, growth, pace = self.damping[k], self.growth[k], self.pace[k]
         eased = damping * torch.where(ratio > 0.75, 0.05, (1 - (2 * ratio - 1) ** 3).clamp(min=0.1))
-        raised = torch.where(concave, damping * growth, (4 * damping).clamp(min=0.1))
-        self.damping[k] = torch.where(em & concave, damping, torch.where(accept & ~em, eased, raised)).clamp(min=1e-15)
+        changed = torch.where(accept, eased, damping * growth)
+        self.damping[k] = torch.where(em, damping, changed).clamp(1e-15, 1e9)
         self.growth[k] = torch.where(accept, 4.0, torch.where(em, growth, 2 * growth))
         self.pace[k] = torch.where(em, torch.where(accept, (2 * pace).clamp(max=1.0), 0.5 * pace), pace)
         self.refused[k] = ~accept & ~em

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from moe_prompt.activations import Activation
 from moe_prompt.frozen_density import HALF_LOG_2PI
 from moe_prompt.mixture import GatedMixture
 
@@ -143,18 +142,8 @@ class Pass:
         if self.model.link.linear:
             return self.precision, -self.precision.square()
         slope = self.model.link.derivative(linear, h)
-        bend = second_derivative(self.model.link, linear, h)
+        bend = self.model.link.second(linear, h)
         return slope * self.precision, e * bend * self.precision - (slope * self.precision).square()
-
-
-def second_derivative(link: Activation, z: Tensor, h: Tensor) -> Tensor:
-    """h''(z): of tanh by formula, of others by differentiating h' automatically."""
-    if link.name == "tanh":
-        return -2 * h * link.derivative(z, h)
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        slope = link.derivative(z, link(z))
-        return torch.autograd.grad(slope.sum(), z)[0] if slope.requires_grad else torch.zeros_like(z)
 
 
 def _softmax(t: Tensor) -> tuple[Tensor, Tensor]:
