@@ -36,8 +36,7 @@ class Activation:
         """act''(z), given z and a = act(z)."""
         if self.second_derivative is not None:
             return self.second_derivative(z, a)
-        slope = lambda point: self.derivative(point, self.function(point))  # noqa: E731
-        return torch.func.jvp(slope, (z,), (torch.ones_like(z),))[1]
+        return torch.func.grad(lambda point: self.derivative(point, self.function(point)).sum())(z)
 
 
 def _gelu_derivative(z: Tensor, _: Tensor) -> Tensor:

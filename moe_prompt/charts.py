@@ -3,8 +3,9 @@ r"""Coordinates in which the valleys of an over-specified fit are straight.
 A mixing measure acts on f to first order through masses m_i = exp(b_i) and first moments m_i theta_i, and two near
 atoms i, j to second order through the second moment m e e' about their centre c. Two changes of coordinates follow:
 
-    an atom           m_i = m_i0 (1 + s),  theta_i = theta_i0 + v / (1 + s):      m_i and m_i theta_i are linear in (s, v)
-    the nearest pair  b_i = tau + log sigma(l),  b_j = tau + log sigma(-l),  theta_i = c + e^{-l/2} e,  theta_j = c - e^{l/2} e
+    an atom           m_i = m_i0 (1 + s),  theta_i = theta_i0 + v / (1 + s):   m_i and m_i theta_i are linear in (s, v)
+    the nearest pair  b_i = tau + log sigma(l),   theta_i = c + e^{-l/2} e,
+                      b_j = tau + log sigma(-l),  theta_j = c - e^{l/2} e
 
 with tau, c treated as an atom. Along l alone the pair trades mass at constant total, centre and second moment, and f
 changes to third order only: in b and theta that is a long bent valley, here a straight one.

@@ -4,7 +4,7 @@ r"""Second derivatives of a prompt expert's score and value, summed over samples
 
 for one atom theta, its own parameters and the shared ones, in the order of `named_parameters`. Zero where score and
 value are linear in theta (VPT, prefixes); in closed form for the built-in experts; for any other by differentiating its
-gradient with torch.func, one Hessian-vector product per parameter.
+gradient with torch.func, one vector-Jacobian product per parameter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, jacfwd, vmap
+from torch.func import functional_call, grad, jacrev, vmap
 
 from moe_prompt.families import (
     ConstantFamily,
@@ -103,7 +103,9 @@ def _by_autograd(family: Family, at: Covariate, done: Evaluation, c: Tensor, w: 
         value = torch.einsum("njv,ov->jon", tokens.value.expand(x.shape[1], -1, -1), family.c)
         return (score * c).sum() + (value * w).sum()
 
-    hessian: Callable[..., Tensor] = vmap(jacfwd(grad(weighted)))
+    hessian: Callable[..., Tensor] = vmap(
+        jacrev(grad(weighted))
+    )  # forward mode warns: torch still compiles it by TorchScript
     return hessian(flat, at.x, at.q, c, w)
 
 

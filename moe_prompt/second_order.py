@@ -1,15 +1,18 @@
 r"""The part of a least-squares Hessian that Gauss-Newton leaves out, sum_i r_i d2 f(x_i), in closed form.
 
-With T = sum_o r_o f_o at one sample, a function of the scores s_j (log-weights included) and of v_j = sum_o r_o value_jo,
+With T = sum_o r_o f_o at one sample, a function of scores s_j (log-weights included) and of v_j = sum_o r_o value_jo,
 
     T = [ D_0 T_0 + sum_j e^{s_j} v_j ] / [ D_0 + sum_j e^{s_j} ],     g_j the gates,
     dT/ds_j = g_j (v_j - T) =: c_j         d2T/ds_j ds_k = (delta_jk - g_k) c_j - g_j c_k
     dT/dv_j = g_j                          d2T/ds_j dv_k = g_k (delta_jk - g_j)
 
-so that d2T = sum_jk { d2T/ds_j ds_k A_j A_k' + d2T/ds_j dv_k (A_j V_k' + V_k A_j') } + sum_j { c_j d2 s_j + g_j d2 v_j }
-with A_j = d s_j and V_j = d v_j, both in the atom's own coordinates: its log-weight, its parameters, the shared ones.
-Only the last sum knows the expert. In over-specified fits it is as large as J'J itself: the columns of an atom of mass m
-are of the order of m, and m is of the order of the noise.
+so that with A_j = d s_j and V_j = d v_j, both in the atom's own coordinates (log-weight, parameters, shared ones),
+
+    d2T = sum_j { c_j A_j A_j' + g_j (A_j V_j' + V_j A_j') + c_j d2 s_j + g_j d2 v_j } - E a' - a E',
+    a = sum_j g_j A_j,   E = sum_j (c_j A_j + g_j V_j).
+
+Only d2 s_j and d2 v_j know the expert. In over-specified fits it is as large as J'J itself: the columns of an atom of
+mass m are of the order of m, and m is of the order of the noise.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from moe_prompt.families import Covariate, Evaluation, Parameters, family
 from moe_prompt.mixing import exponential
 from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Prepared, RegressionModel
-
 
 CHUNK_BYTES = 1 << 20  # of the rows A and V: measured best between a half and three megabytes
 
@@ -108,9 +110,7 @@ class Atoms:
             (self.scores_only, scores, one, zero, 1),
             (self.family, done, zero.expand(-1, -1, -1, r.shape[1], -1), one, r.shape[1]),
         ):
-            out = {
-                name: r.new_empty(len(r), *value.shape[1:], outputs, n) for name, value in self.parameters.items()
-            }
+            out = {name: r.new_empty(len(r), *value.shape[1:], outputs, n) for name, value in self.parameters.items()}
             kind.pullback(at, evaluation, s, g, out)
             rows.append(torch.cat([block.flatten(1, -3) for block in out.values()], 1))
         return rows[0][:, :, 0], (rows[1] * r[:, None]).sum(2)
@@ -124,15 +124,12 @@ class Atoms:
 
 def _outer(c: Tensor, g: Tensor, a: Tensor, v: Tensor) -> Tensor:
     """sum over samples of the terms with A and V, (K, L, L, q, q)."""
-    k, atoms, q, n = a.shape
-    blocks = a.new_empty(k, atoms, atoms, q, q)
-    for l in range(atoms):  # noqa: E741
-        ss, sv, vs = -c * g[:, l, None] - g * c[:, l, None], -g * g[:, l, None], -g * g[:, l, None]
-        ss[:, l] += c[:, l]
-        sv[:, l] += g[:, l]
-        vs[:, l] += g[:, l]
-        left = (a * ss[:, :, None]).addcmul_(v, vs[:, :, None])
-        cross = a * sv[:, :, None]
-        product = left.flatten(1, 2) @ a[:, l].mT + cross.flatten(1, 2) @ v[:, l].mT
-        blocks[:, :, l] = product.unflatten(1, (atoms, q))
-    return blocks
+    atoms, q = a.shape[1:3]
+    ga, e = a * g[:, :, None], v * g[:, :, None]
+    own = torch.addcmul(2 * e, a, c[:, :, None]) @ a.mT
+    e.addcmul_(a, c[:, :, None])
+    cross = (e.flatten(1, 2) @ ga.flatten(1, 2).mT).unflatten(2, (atoms, q)).unflatten(1, (atoms, q))
+    out = -(cross + cross.permute(0, 3, 4, 1, 2)).transpose(2, 3).contiguous()
+    index = torch.arange(atoms)
+    out[:, index, index] += 0.5 * (own + own.mT)
+    return out

@@ -35,6 +35,32 @@ def test_derivative_is_autograds(act):
     torch.testing.assert_close(act.derivative(Z, act(Z)), expected, rtol=1e-11, atol=1e-14)
 
 
+def differences(act: Activation, z: torch.Tensor, h: float = 1e-3) -> torch.Tensor:
+    """act'' from act' by differences of fourth order: errors of h^4 and of rounding / h."""
+    slope = lambda point: act.derivative(point, act(point))  # noqa: E731
+    return (8 * (slope(z + h) - slope(z - h)) - (slope(z + 2 * h) - slope(z - 2 * h))) / (12 * h)
+
+
+def test_second_derivative_is_that_of_the_derivative(act):
+    smooth = Z[Z.abs() > 2e-3]  # away from the kink of relu
+    expected = differences(act, smooth)
+    assert bool(expected.abs().max() > 0.05) == (act.name not in ("linear", "relu"))
+    torch.testing.assert_close(act.second(smooth, act(smooth)), expected, rtol=1e-9, atol=3e-11)
+
+
+def test_second_derivative_of_the_users_own_is_automatic():
+    """From the derivative that it gave, whether or not that needs z or depends on it."""
+    z = Z[:101]
+    sine = Activation("sine", torch.sin, lambda point, _: torch.cos(point))
+    torch.testing.assert_close(sine.second(z, sine(z)), -torch.sin(z), rtol=1e-12, atol=1e-14)
+    own = Activation("own tanh", torch.tanh, lambda _, a: 1 - a * a)
+    torch.testing.assert_close(own.second(z, own(z)), ACTIVATIONS["tanh"].second(z, own(z)), rtol=1e-12, atol=1e-14)
+    line = Activation("line", lambda point: 3 * point, lambda point, _: torch.full_like(point, 3.0))
+    assert not line.second(z, line(z)).any()
+    shaped = torch.stack([z, 2 * z]).reshape(2, 1, -1)
+    assert sine.second(shaped, sine(shaped)).shape == shaped.shape
+
+
 def test_flags_say_what_holds(act):
     def holds(left: torch.Tensor, right: torch.Tensor) -> bool:
         return bool(torch.allclose(left, right, rtol=1e-12, atol=1e-14))

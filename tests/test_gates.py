@@ -80,6 +80,23 @@ def test_link_derivative_is_autograds(name):
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", [*ACTIVATIONS, None])
+def test_bend_is_the_derivative_of_the_links(name):
+    """By differences of fourth order: errors of h^4 and of rounding / h."""
+    gate: ExponentialGate = (
+        SoftmaxGate() if name is None else NonlinearResidualGate(0.8, 1.7, name).requires_grad_(False)
+    )
+    z, h = scores()[1], 1e-3
+    slope = lambda point: gate.link(point)[1]  # noqa: E731
+    if name is None:
+        assert gate.bend(z) is None and slope(z) is None
+        return
+    expected = (8 * (slope(z + h) - slope(z - h)) - (slope(z + 2 * h) - slope(z - 2 * h))) / (12 * h)
+    assert bool(expected.abs().max() > 0.1) == (name not in ("linear", "relu"))
+    torch.testing.assert_close(gate.bend(z), expected, rtol=1e-8, atol=1e-9)
+    assert gate.bend(z.float()).dtype == torch.float32
+
+
 def test_norga_without_alpha_is_softmax_and_touches_prompts_only():
     pretrained, prompts = scores()
     torch.testing.assert_close(NonlinearResidualGate(0.0)(pretrained, prompts), SoftmaxGate()(pretrained, prompts))
