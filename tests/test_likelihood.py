@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, stats
 
 from moe_prompt import studies
 from moe_prompt.covariates import EvenGrid, Gaussian, Uniform
@@ -145,15 +145,17 @@ def test_hellinger_distance_is_scipys():
     other = TRUTH + 0.3 * normal(3, 8)
     got = HellingerDistance(TWO, TRUTH, EvenGrid())(TWO, torch.stack([other, TRUTH]))
 
-    def root(y: float, x: float) -> float:
-        at = torch.tensor([[[x]]], dtype=torch.float64), torch.tensor([[[y]]], dtype=torch.float64)
-        p, q = (float(TWO.log_density(t[None], *at).exp()) for t in (other, TRUTH))
-        return 0.5 * (math.sqrt(p) - math.sqrt(q)) ** 2
+    y = np.linspace(-8, 9, 4001)
+    points, weights = np.polynomial.legendre.leggauss(40)
 
-    points, weights = np.polynomial.legendre.leggauss(20)
+    def roots(theta: np.ndarray, x: float) -> np.ndarray:
+        gate = 1 / (1 + math.exp(-theta[0] - theta[1] * x))
+        one, two = (stats.norm.pdf(y, theta[k] + theta[k + 1] * x, math.exp(theta[6 + k // 4])) for k in (2, 4))
+        return np.sqrt(gate * one + (1 - gate) * two)
+
     expected = sum(
-        w / 2 * integrate.quad(root, -6, 7, args=((x + 1) / 2,), limit=200, epsabs=1e-7)[0]
-        for x, w in zip(points, weights, strict=True)
+        w / 4 * integrate.simpson((roots(other.numpy(), (u + 1) / 2) - roots(TRUTH.numpy(), (u + 1) / 2)) ** 2, x=y)
+        for u, w in zip(points, weights, strict=True)
     )
     assert float(got[0]) ** 2 == pytest.approx(expected, rel=1e-4) and float(got[1]) < 1e-7
 
