@@ -85,13 +85,27 @@ def study_run(
 
 
 @study_app.command("show")
-def study_show(name: Name, quick: Quick = False, seed: Seed = None, out: Out = RESULTS, json_: Json = False) -> None:
+def study_show(
+    name: Name,
+    quick: Quick = False,
+    seed: Seed = None,
+    out: Out = RESULTS,
+    target: Annotated[Optional[float], typer.Option(help="Instead: the n at which errors fall to this.")] = None,
+    loss: Annotated[Optional[str], typer.Option(help="The loss that the target is meant for; all by default.")] = None,
+    json_: Json = False,
+) -> None:
     """Slopes, efficiencies and floors of a study, and its figure."""
-    from moe_prompt import archive, summaries
+    from moe_prompt import archive, sample_complexity, summaries
     from moe_prompt.captions import caption
 
+    require(target is not None or loss is None, "--loss belongs to a target: give the error you want with --target.")
     study = _study(name, quick, seed)
     rows, notes, source = archive.load_evidence(study, out)
+    if target is not None:
+        sizes = sample_complexity.needed_sizes(study, rows, notes, target, loss)
+        told = {"study": study.name, "key": study.key, "target": target, "cells": [s.to_dict() for s in sizes]}
+        print(json.dumps(told, indent=1) if json_ else f"{sample_complexity.table(sizes)}\nrows   {source}")
+        return
     cells = summaries.summarize(study, rows, notes)
     if json_:
         print(json.dumps({"study": study.name, "key": study.key, "cells": [c.to_dict() for c in cells]}, indent=1))

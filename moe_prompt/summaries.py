@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -161,6 +161,15 @@ def table(cells: list[CellSummary]) -> str:
                 f"{cell.failed}/{cell.fits}",
             )
         )
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of words as text in columns.
+
+    >>> aligned([("a", "bcd"), ("ef", "g")]).splitlines()
+    ['a   bcd', 'ef  g  ']
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
 

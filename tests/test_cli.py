@@ -165,6 +165,11 @@ def on_text(*words: str):
     return prepare
 
 
+def on_planted(*words: str):
+    """Arguments of `study show` of planted rows."""
+    return lambda folder: [*SHOW, "--out", str(stored(folder / "rows")), *words]
+
+
 RUN, SHOW = ["study", "run", str(SMALL)], ["study", "show", str(SMALL)]
 VIEW = ["view", "--image"]
 BAD = {
@@ -190,6 +195,13 @@ BAD = {
     "run into a file": (on_file(*RUN), "cannot write .*name a folder you may write to with --out"),
     "show of nothing": ([*SHOW, "--out", "nothing"], "no rows of study small .* run it first"),
     "show in a file": (on_file(*SHOW), "no rows of study small"),
+    "no error at all": (on_planted("--target", "0"), "a target is .* positive and finite: got 0"),
+    "less than no error": (on_planted("--target", "-0.1"), "positive and finite: got -0.1"),
+    "unknown loss": (
+        on_planted("--target", "0.1", "--loss", "risk"),
+        "unknown loss 'risk': choose one of parameter, excess_risk",
+    ),
+    "loss without a target": ([*SHOW, "--loss", "parameter"], "--loss belongs to a target"),
     "export of nothing": (["study", "export", str(SMALL), "--out", "nothing"], "no rows of study small"),
     "unknown format": (["study", "export", str(SMALL), "--format", "xlsx"], "unknown format 'xlsx'"),
     "figures of nothing": (["figures", "--rows", "nothing"], "no exported rows in nothing"),
@@ -279,6 +291,19 @@ def test_show_json(command, tmp_path):
         assert (cell["efficiency"] is not None) == matched == (cell["floor"] is None)
         assert cell["fits"] == 15 and cell["failed"] == 0 and isinstance(cell["slope"], float)
         assert [entry["n"] for entry in cell["by_size"]] == [23, 61, 157]
+    assert not list((tmp_path / "a").glob("*.png"))
+
+
+def test_show_tells_the_n_that_a_target_takes(command, tmp_path):
+    stored(tmp_path / "a")
+    words = ("--target", 0.3, "--loss", "parameter", "--out", "a")
+    told = strict(command(*SHOW, *words, "--json")[1])
+    assert (told["study"], told["key"], told["target"]) == ("small", study.key, 0.3)
+    assert [(cell["truth"], cell["loss"]) for cell in told["cells"]] == [("vpt", "parameter"), ("vapt", "parameter")]
+    assert all(80 < cell["n"] < 125 and cell["low"] < cell["n"] < cell["high"] for cell in told["cells"])
+    code, shown, errors = command(*SHOW, *words)
+    assert code == 0 and errors == "" and "rows   a/small.sqlite" in shown
+    assert all(f"  {cell['n']:,.0f}  " in shown for cell in told["cells"])
     assert not list((tmp_path / "a").glob("*.png"))
 
 

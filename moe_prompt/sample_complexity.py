@@ -1,0 +1,235 @@
+r"""Sample complexity: the sample size n at which the error of a cell falls to a target, with an interval.
+
+The statistic S(n), mean or median over replicates, is made to fall by isotonic regression of log S over the sizes
+
+    g_i = min_{a <= i} max_{b >= i} mean(log S_a, ..., log S_b),
+
+so that no wiggle answers for the curve, and straight lines join it on log axes. Beyond the largest size N
+
+    n(eps) = N (eps / S(N))^{1 / slope}
+
+along the slope fitted on the study's window, if that lies at least three standard errors below zero and no floor is
+known; such an n is marked as extrapolated. Intervals are percentiles of the bootstrap over the replicates of every
+size, widened for small samples (arXiv 1411.5279).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy.stats import norm as normal
+from scipy.stats import t as student
+
+from moe_prompt.errors import choose, require
+from moe_prompt.slopes import RateFit, fit_rate
+from moe_prompt.study import Quantity, Study
+from moe_prompt.summaries import aligned, by_size
+
+INTERPOLATED, EXTRAPOLATED = "between sizes", "extrapolated"
+BELOW, NEVER, NOT_REACHED = "below at the smallest n", "never at this floor", "not reached"
+RESAMPLES = 2000
+Errors = Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class NeededSize:
+    """The n at which one quantity of a cell falls to the target; None where there is no such number."""
+
+    truth: str
+    estimator: str
+    loss: str
+    statistic: str
+    target: float
+    how: str
+    n: float | None
+    low: float | None  # ends of the 95 % interval; None: open on that side, or no interval
+    high: float | None
+    predicted: float | None  # where theory gives constant * n^slope
+    floor: float | None
+    measured: tuple[int, int]  # smallest and largest size there is
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the terms of JSON."""
+        return asdict(self)
+
+
+def needed_sizes(
+    study: Study, rows: pd.DataFrame, notes: Mapping[str, Any], target: float, loss: str | None = None
+) -> list[NeededSize]:
+    """n(target) for every cell and quantity that has rows, or for the quantities named `loss` alone.
+
+    `target` is in the units of the quantity. Raises InputError unless it is positive and finite, and for a loss that
+    no cell of the study has.
+    """
+    require(
+        math.isfinite(target) and target > 0,
+        f"a target is an error that can be reached, positive and finite: got {target:g}.",
+    )
+    names = {q.name: q for cell in study.cells for q in study.quantities(*cell)}
+    if loss is not None:
+        choose("loss", loss, names)
+    found = []
+    for truth, estimator in study.cells:
+        own = rows[(rows.truth == truth) & (rows.estimator == estimator)]
+        limits = notes.get(f"limits {truth} {estimator}", {})
+        for quantity in study.quantities(truth, estimator):
+            errors = by_size(own, quantity.column) if len(own) else {}
+            if errors and loss in (None, quantity.name):
+                found.append(_needed((truth, estimator), quantity, errors, limits, target, study.window))
+    return found
+
+
+def _needed(
+    cell: tuple[str, str],
+    quantity: Quantity,
+    errors: Errors,
+    limits: Mapping[str, Any],
+    target: float,
+    window: tuple[int, int],
+) -> NeededSize:
+    floor = (limits.get("floor") or None) if quantity.slope is None else None
+    fit = fit_rate(errors, window, quantity.statistic)
+    falls = floor is None and fit is not None and fit.slope < -3 * fit.stderr
+    log_n, interval = crossing(errors, target, quantity.statistic, fit if falls else None, window)
+    how = _how(log_n, max(errors), floor, target)
+    return NeededSize(
+        *cell,
+        quantity.name,
+        quantity.statistic,
+        target,
+        how,
+        _size(log_n),
+        None if how == NEVER else _size(interval[0]),
+        None if how == NEVER else _size(interval[1]),
+        _predicted(quantity, limits, target),
+        floor,
+        (min(errors), max(errors)),
+    )
+
+
+def _size(log_n: float) -> float | None:
+    return float(np.exp(log_n)) if np.isfinite(log_n) else None
+
+
+def _how(log_n: float, largest: int, floor: float | None, target: float) -> str:
+    if np.isneginf(log_n):
+        return BELOW
+    if np.isposinf(log_n):
+        return NEVER if floor is not None and floor >= target else NOT_REACHED
+    return INTERPOLATED if log_n <= np.log(largest) else EXTRAPOLATED
+
+
+def _predicted(quantity: Quantity, limits: Mapping[str, Any], target: float) -> float | None:
+    constant = limits.get(quantity.constant) if quantity.constant else None
+    return float((target / constant) ** (1 / quantity.slope)) if constant and quantity.slope else None
+
+
+def crossing(
+    errors: Errors, target: float, statistic: str, fit: RateFit | None, window: tuple[int, int]
+) -> tuple[float, tuple[float, float]]:
+    """log n at the target and its 95 % interval; -inf: below at the smallest size, inf: never as far as can be told.
+
+    `fit` is the slope to go on with beyond the largest size, None if there is none.
+
+    >>> errors = {n: np.full(3, 2.0 * n**-0.5) for n in (100, 1000, 10000)}
+    >>> log_n, _ = crossing(errors, 2.0 * 345**-0.5, "mean", None, (100, 10000))
+    >>> round(float(np.exp(log_n)), 6)
+    345.0
+    """
+    reduce: Callable[..., Any] = np.median if statistic == "median" else np.mean
+    kept = [errors[n] for n in sorted(errors)]
+    rng = np.random.default_rng(0)
+    resampled = [reduce(e[rng.integers(len(e), size=(RESAMPLES, len(e)))], axis=1) for e in kept]
+    statistics = np.column_stack(
+        [np.concatenate([[reduce(e)], again]) for e, again in zip(kept, resampled, strict=True)]
+    )
+    logs = np.log(np.maximum(statistics, np.finfo(float).tiny))
+    log_n = np.log(sorted(errors))
+    slopes = np.full(len(logs), np.inf) if fit is None else _slopes(log_n, logs, window)
+    point, *others = cross(log_n, fall(logs), slopes, math.log(target))
+    fewest = min(map(len, kept))
+    if fewest < 2:
+        return point, (-np.inf, np.inf)
+    low, high = np.sort(others)[[int(0.025 * RESAMPLES), int(0.975 * RESAMPLES)]]
+    if not np.isfinite(point):
+        return point, (low, high)
+    # resamples vary by (R - 1) / R too little, and know their scatter no better than Student's t
+    stretch = math.sqrt(fewest / (fewest - 1)) * student.ppf(0.975, fewest - 1) / normal.ppf(0.975)
+    return point, (point - stretch * (point - low), point + stretch * (high - point))
+
+
+def fall(logs: Float[np.ndarray, "curves sizes"]) -> Float[np.ndarray, "curves sizes"]:
+    """The nearest curves that never rise, in least squares.
+
+    >>> fall(np.array([[3.0, 1.0, 2.0, 0.0]])).tolist()
+    [[3.0, 1.5, 1.5, 0.0]]
+    """
+    sizes = logs.shape[1]
+    sums = np.concatenate([np.zeros((len(logs), 1)), logs.cumsum(1)], axis=1)
+    start, stop = np.arange(sizes)[:, None], np.arange(1, sizes + 1)
+    means = (sums[:, None, 1:] - sums[:, :-1, None]) / np.maximum(stop - start, 1)
+    return np.stack([means[:, : i + 1, i:].max(2).min(1) for i in range(sizes)], axis=1)
+
+
+def cross(
+    log_n: Float[np.ndarray, "sizes"],
+    curves: Float[np.ndarray, "curves sizes"],
+    slopes: Float[np.ndarray, "curves"],
+    level: float,
+) -> Float[np.ndarray, "curves"]:
+    """Where falling curves on log axes reach a level: -inf before the first size, by their slope behind the last."""
+    found = np.empty(len(curves))
+    above = (curves > level).sum(1)  # sizes
+    first, last = above == 0, above == curves.shape[1]
+    found[first] = -np.inf
+    rest = (level - curves[last, -1]) / np.where(slopes[last] < 0, slopes[last], -1)
+    found[last] = np.where(slopes[last] < 0, log_n[-1] + rest, np.inf)
+    inner = np.flatnonzero(~(first | last))
+    j = above[inner]
+    left, right = curves[inner, j - 1], curves[inner, j]
+    found[inner] = log_n[j - 1] + (level - left) / (right - left) * (log_n[j] - log_n[j - 1])
+    return found
+
+
+def _slopes(log_n: np.ndarray, logs: np.ndarray, window: tuple[int, int]) -> np.ndarray:
+    """Of every curve, on the window."""
+    n = np.exp(log_n).round()
+    inside = (n >= window[0]) & (n <= window[1])
+    centred = log_n[inside] - log_n[inside].mean()
+    slopes: np.ndarray = logs[:, inside] @ centred / np.square(centred).sum()
+    return slopes
+
+
+def table(sizes: list[NeededSize]) -> str:
+    """The needed sizes as aligned text, with a sentence on how they were found."""
+    head = ("truth", "estimator", "loss", "of", "n", "95 % interval", "how", "predicted n")
+    rows = [head, *(_cells(size) for size in sizes)]
+    return f"{aligned(rows)}\n\n{_HOW_FOUND}"
+
+
+_HOW_FOUND = (
+    "Between sizes: straight lines on log axes through the falling curve nearest to the measured one. Extrapolated: "
+    "along the slope fitted on the study's window, where no larger n was run. Intervals: bootstrap over replicates."
+)
+
+
+def _cells(size: NeededSize) -> tuple[str, ...]:
+    how = f"{size.how} of {size.floor:.3g}" if size.how == NEVER else size.how
+    smallest, largest = size.measured
+    missing = f"<= {smallest:,}" if size.how == BELOW else "-" if size.how == NEVER else f"> {largest:,}"
+    number = missing if size.n is None else f"{size.n:,.0f}"
+    predicted = "-" if size.predicted is None else "< 1" if size.predicted < 1 else f"{size.predicted:,.0f}"
+    return (size.truth, size.estimator, size.loss, size.statistic, number, _interval(size), how, predicted)
+
+
+def _interval(size: NeededSize) -> str:
+    low, high = (None if end is None else f"{end:,.0f}" for end in (size.low, size.high))
+    if low and high:
+        return f"{low} to {high}"
+    return f"at least {low}" if low else f"at most {high}" if high else "-"
