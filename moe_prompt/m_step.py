@@ -44,8 +44,7 @@ def gate_maximum(
 
     `monomials` are the upper triangle of (1, x)(1, x)', (1, x) first. Ends when a step promises less than `tolerance`.
     """
-    j, width = gates.shape[1:]
-    place, square, design = pair_index(width), (len(gates), j * width, j * width), monomials[:, :width]
+    design = monomials[:, : gates.shape[2]]
     value, step, halvings = gates.new_full((len(gates),), -torch.inf), torch.zeros_like(gates), 0
     for _ in range(steps):
         scores = torch.cat([(gates + step) @ design, torch.zeros_like(design[:, :1])], 1)
@@ -56,16 +55,21 @@ def gate_maximum(
             step, halvings = torch.where(worse[:, None, None], 0.5 * step, step), halvings + 1
             continue
         gates, value, halvings = gates + step, found, 0
-        pi = log_pi.exp()[:, :j]
-        score = ((responsibilities[:, :j] - pi) @ design.mT).flatten(1)
-        weights = torch.diag_embed(pi.mT).permute(0, 2, 3, 1) - pi[:, :, None] * pi[:, None]
-        sums = (weights.flatten(1, 2) @ monomials.mT).unflatten(1, (j, j))[..., place]
-        information = sums.permute(0, 1, 3, 2, 4).reshape(square)
+        score, information = _regression(log_pi.exp(), responsibilities, monomials, gates.shape[2])
         newton = positive_solve(information, information, 1e-12, score, torch.ones_like(score, dtype=torch.bool))
-        step = newton.nan_to_num(nan=0.0).unflatten(1, (j, width))
+        step = newton.nan_to_num(nan=0.0).unflatten(1, gates.shape[1:])
         if bool(((newton * score).sum(1) <= tolerance).all()):
             break
     return gates
+
+
+def _regression(pi: Tensor, responsibilities: Tensor, monomials: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Score (B, p) and information (B, p, p) of the multinomial regression, the last component's gate pinned."""
+    pi = pi[:, :-1]
+    score = ((responsibilities[:, :-1] - pi) @ monomials[:, :width].mT).flatten(1)
+    weights = torch.diag_embed(pi.mT).permute(0, 2, 3, 1) - pi[:, :, None] * pi[:, None]
+    sums = (weights.flatten(1, 2) @ monomials.mT).unflatten(1, weights.shape[1:3])[..., pair_index(width)]
+    return score, sums.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)
 
 
 def positive_solve(

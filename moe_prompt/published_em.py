@@ -77,5 +77,10 @@ class PublishedEM(Estimator):
             steps,
             sums.score.norm(dim=1),
             offset,
-            tuple("converged" if done else f"not converged in {self.max_steps} steps" for done in converged.tolist()),
+            tuple(self._reason(*ends) for ends in zip(converged.tolist(), sums.finite().tolist(), strict=True)),
         )
+
+    def _reason(self, converged: bool, finite: bool) -> str:
+        if converged:
+            return "converged"
+        return f"not converged in {self.max_steps} steps" if finite else "the likelihood is not finite any more"
