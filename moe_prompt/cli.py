@@ -30,6 +30,7 @@ Name = Annotated[str, typer.Argument(help="A study of `study list`, or a Python 
 Quick = Annotated[bool, typer.Option("--quick", help="A few sizes and replicates: a picture in a minute.")]
 Seed = Annotated[Optional[int], typer.Option(help="Another seed than the study's own: other data, other rows.")]
 Out = Annotated[Path, typer.Option(help="Folder of databases, exports and figures.")]
+Jobs = Annotated[Optional[int], typer.Option(help="Worker processes; all cores by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
@@ -57,7 +58,7 @@ def study_list() -> None:
 def study_run(
     name: Name,
     quick: Quick = False,
-    jobs: Annotated[Optional[int], typer.Option(help="Worker processes; all cores by default.")] = None,
+    jobs: Jobs = None,
     seed: Seed = None,
     out: Out = RESULTS,
     dask: Annotated[Optional[str], typer.Option(help="A Dask scheduler's address, or `local`.")] = None,
@@ -67,14 +68,12 @@ def study_run(
     from moe_prompt.progress import Progress
     from moe_prompt.results import Results
 
-    study = _study(name, quick, seed)
-    jobs = (os.cpu_count() or 1) if jobs is None else jobs
-    require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
+    study, workers = _study(name, quick, seed), _workers(jobs)
     results = Results(archive.database(out, study.name), study.columns)
     results.note(study.key, "environment", archive.environment())
     try:
         with Progress(study.name) as progress:
-            fits = runner.run(study, results, jobs, dask, progress)
+            fits = runner.run(study, results, workers, dask, progress)
     except KeyboardInterrupt:  # here and not in `main`, as Typer makes a silent exit of it on the way
         print("moe-prompt: stopped; finished batches are in the database, run again to go on.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -82,6 +81,33 @@ def study_run(
         results.close()
     found = f"{fits} new fits" if fits else "every fit was there already"
     print(f"{study.name}: {found}; rows in {archive.database(out, study.name)}")
+
+
+@study_app.command("plan")
+def study_plan(
+    name: Name,
+    quick: Quick = False,
+    seed: Seed = None,
+    out: Out = RESULTS,
+    jobs: Jobs = None,
+    width: Annotated[Optional[float], typer.Option(help="Wanted width of the slopes' 95 % intervals.")] = None,
+    json_: Json = False,
+) -> None:
+    """Before paying: what a study costs and how sharp its slopes will be, by its rows or a pilot of a minute."""
+    from moe_prompt import pilot, planning
+    from moe_prompt.progress import Progress
+
+    study, workers = _study(name, quick, seed), _workers(jobs)
+    planning.check_width(width)
+    basis = pilot.known_basis(study, out)
+    if basis is None:
+        with Progress(f"{study.name}, pilot") as progress:
+            basis = pilot.pilot_basis(study, out, progress)
+    forecast = planning.plan(study, basis.rows, basis.done, workers, width)
+    if json_:
+        print(json.dumps({**forecast.to_dict(), "source": basis.source}, indent=1))
+    else:
+        print(planning.render(forecast, study, basis.source))
 
 
 @study_app.command("show")
@@ -213,6 +239,12 @@ def _study(name: str, quick: bool, seed: int | None) -> Study:
     study = load(name)
     study = study if seed is None else replace(study, seed=seed)
     return study.quick() if quick else study
+
+
+def _workers(jobs: int | None) -> int:
+    jobs = (os.cpu_count() or 1) if jobs is None else jobs
+    require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
+    return jobs
 
 
 def _save(figure: Figure, path: Path) -> Path:

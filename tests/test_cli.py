@@ -195,6 +195,10 @@ BAD = {
     "run into a file": (on_file(*RUN), "cannot write .*name a folder you may write to with --out"),
     "show of nothing": ([*SHOW, "--out", "nothing"], "no rows of study small .* run it first"),
     "show in a file": (on_file(*SHOW), "no rows of study small"),
+    "plan of an unknown study": (["study", "plan", "x"], "unknown study 'x'"),
+    "no width": (["study", "plan", str(SMALL), "--width", "0", "--out", "nothing"], "positive and finite: got 0"),
+    "plan without workers": (["study", "plan", str(SMALL), "--jobs", "0", "--out", "nothing"], "one worker: got 0"),
+    "plan in a file": (on_file("study", "plan", str(SMALL)), "cannot write .*name a folder"),
     "no error at all": (on_planted("--target", "0"), "a target is .* positive and finite: got 0"),
     "less than no error": (on_planted("--target", "-0.1"), "positive and finite: got -0.1"),
     "unknown loss": (
@@ -305,6 +309,28 @@ def test_show_tells_the_n_that_a_target_takes(command, tmp_path):
     assert code == 0 and errors == "" and "rows   a/small.sqlite" in shown
     assert all(f"  {cell['n']:,.0f}  " in shown for cell in told["cells"])
     assert not list((tmp_path / "a").glob("*.png"))
+
+
+def test_plan_by_rows_that_are_there(command, tmp_path):
+    """And none of them is written."""
+    path = archive.database(stored(tmp_path / "a"), "small")
+    before = rows_of(path)
+    code, shown, errors = command("study", "plan", SMALL, "--out", "a", "--jobs", 2, "--width", 0.05)
+    assert code == 0 and errors == "" and "small: 60 fits, 0 of them to be computed" in shown
+    assert "from  60 rows of a/small.sqlite" in shown and "95 % intervals at most 0.0" in shown
+    told = strict(command("study", "plan", SMALL, "--out", "a", "--json")[1])
+    assert (
+        told["left"] == 0 and len(told["slopes"]) == 6 and told["wanted"] == [] and "a/small.sqlite" in told["source"]
+    )
+    assert rows_of(path) == before
+
+
+def test_plan_by_a_pilot_whose_rows_stay(command, tmp_path):
+    code, shown, errors = command("study", "plan", SMALL, "--out", "a", "--jobs", 1)
+    assert code == 0 and "Traceback" not in errors and "pilot at n = 23, 61" in shown
+    assert "small: 60 fits, 20 of them to be computed" in shown
+    code, shown, _ = command("study", "run", SMALL, "--out", "a", "--jobs", 1)
+    assert code == 0 and "small: 20 new fits" in shown
 
 
 def test_show_json_of_failed_fits(command, tmp_path):

@@ -1,0 +1,73 @@
+"""Which rows suffice for a plan, and a pilot whose rows are the study's own."""
+
+from dataclasses import replace
+
+import pytest
+
+from moe_prompt import archive, runner
+from moe_prompt.pilot import known_basis, pilot, pilot_basis, sufficient
+from moe_prompt.results import Results
+from tests.planted_rows import planted_rows
+from tests.small_study import study
+from tests.test_cli import stored
+from tests.test_runner import assert_same_rows
+
+ROWS = planted_rows(study)
+
+
+def test_rows_suffice_when_every_cell_has_two_sizes():
+    assert sufficient(study, ROWS) and not sufficient(study, ROWS[:0])
+    assert not sufficient(study, ROWS[ROWS.n == 61]) and sufficient(study, ROWS[ROWS.n < 157])
+    own = (ROWS.truth == "vpt") & (ROWS.estimator == "vapt")
+    assert not sufficient(study, ROWS[~own])
+    assert sufficient(study, ROWS[ROWS.replicate < 4]) and not sufficient(study, ROWS[ROWS.replicate < 3])
+    assert sufficient(replace(study, replicates=3), ROWS[ROWS.replicate < 3])
+    assert not sufficient(replace(study, window=(61, 157)), ROWS[ROWS.n < 157])
+
+
+def test_basis_names_where_it_is_from(tmp_path):
+    assert known_basis(study, tmp_path) is None and not list(tmp_path.iterdir())
+    stored(tmp_path)
+    found = known_basis(study, tmp_path)
+    assert len(found.rows) == len(found.done) == 60 and "60 rows of" in found.source and "small.sqlite" in found.source
+    archive.export(study, tmp_path)
+    archive.database(tmp_path, "small").unlink()
+    found = known_basis(study, tmp_path)
+    assert len(found.rows) == 60 and found.done == set() and "small.csv" in found.source
+    assert not archive.database(tmp_path, "small").exists()
+
+
+@pytest.fixture(scope="module")
+def piloted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pilot")
+    return folder, pilot_basis(replace(study, replicates=9), folder)
+
+
+def test_a_pilot_runs_two_small_sizes_and_keeps_them(piloted):
+    folder, basis = piloted
+    assert sorted(basis.rows.n.unique()) == [23, 61] and "pilot at n = 23, 61" in basis.source
+    assert sorted(basis.rows.replicate.unique()) == list(range(9)) and len(basis.done) == len(basis.rows) == 4 * 2 * 9
+    assert sufficient(study, basis.rows) and known_basis(study, folder) is not None
+
+
+def test_its_rows_are_the_study_s_own(piloted, tmp_path):
+    folder, _ = piloted
+    many = replace(study, replicates=9)
+    there, whole = (Results(path, study.columns) for path in (folder / "small.sqlite", tmp_path / "whole.sqlite"))
+    assert len(runner.missing_batches(many, there.done(study.key))) == 4  # the largest size of every cell
+    runner.run(replace(many, sizes=(23, 61)), whole)
+    assert_same_rows(there.frame(study.key), whole.frame(study.key))
+    there.close()
+    whole.close()
+
+
+def test_a_pilot_ends_in_time(monkeypatch, tmp_path):
+    """No second for more than the first few replicates; with a minute the most there are."""
+    many, ran = replace(study, replicates=200), []
+    monkeypatch.setattr(runner, "run", lambda few, results, progress: ran.append(few.replicates))
+    results = Results(tmp_path / "a.sqlite", study.columns)
+    pilot(many, results, seconds=-1.0)
+    assert ran == [6]
+    pilot(many, results, seconds=60.0)
+    assert ran == [6, 6, 25]
+    results.close()
