@@ -322,7 +322,7 @@ NAMED = {
     "softmax-gaussian-published": "softmax_gaussian_published",
 }
 KEYS = {
-    "contaminated": "74ae29db2baa1ad5",
+    "contaminated": "aeda8d48cab3fc88",
     "softmax-gaussian": "60c9d5dbb11d2283",
     "softmax-gaussian-published": "019775700d228bca",
 }
