@@ -94,6 +94,20 @@ class Chart:
         half = torch.stack([self.pull(column) for column in matrix.unbind(2)], 2)
         return torch.stack([self.pull(row) for row in half.unbind(1)], 1)
 
+    def pull_squares(self, diagonal: Tensor) -> Tensor:
+        """The diagonal of P' diag(d) P: squared lengths of the coordinates' columns if nothing in them cancelled."""
+        out = diagonal.clone()
+        if len(self.rows):
+            row, s = self.rows, self.share
+            bi, bj = diagonal[row, self.bi], diagonal[row, self.bj]
+            ti, tj = diagonal[row[:, None], self.ti], diagonal[row[:, None], self.tj]
+            along = self.down.square()[:, None] * ti + self.up.square()[:, None] * tj
+            out[row, self.bi] = bi + bj
+            out[row, self.bj] = (1 - s).square() * bi + s.square() * bj + 0.25 * (self.e.square() * along).sum(1)
+            out[row[:, None], self.ti] = ti + tj
+            out[row[:, None], self.tj] = along
+        return out
+
     def hessian(self, hessian: Tensor, gradient: Tensor) -> Tensor:
         """The Hessian in these coordinates: P'HP and the bend of the coordinates times the gradient."""
         out, pulled = self.pull_twice(hessian).clone(), self.pull(gradient)

@@ -24,8 +24,9 @@ from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.second_order import second_order
 
-FLAT = 1e-12  # of the largest eigenvalue: below this, a direction is flat
+FLAT, BENT = 1e-12, 1e-9  # of the largest eigenvalue: what is flat in a step; what is bent down at a saddle
 NARROW = 1e-11  # a radius at which no step is left
+CANCELLED = 1e-12  # of the squared length of a pair's columns: below this, their difference is rounding
 SADDLE = 1e-2  # standard errors: a stationary point
 
 
@@ -72,7 +73,7 @@ class NewtonLeastSquares(Estimator):
         return self._result(problem, state, tolerance)
 
     def _result(self, problem: Problem, state: _State, tolerance: float) -> FitResult:
-        converged = (state.offset <= tolerance) & ~state.saddle
+        converged = ((state.offset <= tolerance) & ~state.saddle) | state.exact()
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
         told = zip(converged.tolist(), state.objective.isfinite().tolist(), state.stuck.tolist(), strict=True)
@@ -107,6 +108,7 @@ class _State:
         every = torch.arange(len(theta))
         self.gram = problem.gram(self.theta, every)
         self.objective = 0.5 * self.gram[:, -1, -1]
+        self.floor = (16 * ROUNDING) ** 2 * problem.square_norm()
         self.second = second_order(problem, self.theta, every)
         self.radius = torch.full_like(self.objective, torch.inf)
         self.offset = torch.full_like(self.objective, torch.inf)
@@ -119,6 +121,10 @@ class _State:
         p = theta.shape[1]
         self.scale, self.slope = torch.ones_like(theta), torch.zeros_like(theta)
         self.values, self.vectors = torch.ones_like(theta), torch.eye(p, dtype=theta.dtype).repeat(len(theta), 1, 1)
+
+    def exact(self) -> Tensor:
+        """Where residuals are rounding."""
+        return self.objective.isfinite() & (2 * self.objective <= self.floor)
 
     def free(self) -> Tensor:
         """Parameters inside the box, or on its boundary with descent pointing inwards."""
@@ -137,12 +143,13 @@ class _State:
         near = ~self.done & ~self.stale & (self.offset <= tolerance) & ~self.saddle
         release = near & (self.held & self.free()).any(1)
         self.held[release], self.stale[release] = False, True
-        self.done |= (near & ~release) | (~self.offset.isfinite() & ~self.stale)
+        self.done |= (near & ~release) | (~self.offset.isfinite() & ~self.stale) | self.exact()
 
     def _decompose(self, k: Tensor) -> None:
         free, gram, p = (self.free() & ~self.held)[k], self.gram[k], self.theta.shape[1]
         chart, gradient = self.chart(k, free), gram[:, :-1, -1]
         diagonal = chart.pull_twice(gram[:, :-1, :-1]).diagonal(dim1=1, dim2=2)
+        diagonal = diagonal.maximum(CANCELLED * chart.pull_squares(gram.diagonal(dim1=1, dim2=2)[:, :-1]))
         self.scale[k] = scale = torch.where(diagonal > TINY, diagonal, 1.0).rsqrt() * free
         hessian = chart.hessian(gram[:, :-1, :-1] + self.second[k], gradient)
         hessian = hessian * scale[:, :, None] * scale[:, None]
@@ -153,7 +160,7 @@ class _State:
         decrement = (slope.square() / values.abs().clamp(min=FLAT * top)).sum(1)
         variance = 2 * self.objective[k] / max(1, self.problem.observations - p)
         self.offset[k] = (decrement / (p * variance)).sqrt()
-        self.saddle[k] = values[:, 0] < -FLAT * top[:, 0]
+        self.saddle[k] = values[:, 0] < -BENT * top[:, 0]
         self.stale[k] = False
 
     def advance(self) -> None:
