@@ -25,12 +25,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 study_app = typer.Typer(no_args_is_help=True, help="Rate studies: error against sample size.")
 app.add_typer(study_app, name="study")
 
-RESULTS = Path("experiments/results")
+RESULTS, FIGURES = Path("experiments/results"), Path("figures")
 Name = Annotated[str, typer.Argument(help="A study of `study list`, or a Python file that defines `study`.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A few sizes and replicates: a picture in a minute.")]
 Seed = Annotated[Optional[int], typer.Option(help="Another seed than the study's own: other data, other rows.")]
 Out = Annotated[Path, typer.Option(help="Folder of databases, exports and figures.")]
 Jobs = Annotated[Optional[int], typer.Option(help="Worker processes; all cores by default.")]
+Rows = Annotated[Path, typer.Option(help="Folder of exported rows.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
@@ -104,10 +105,8 @@ def study_plan(
         with Progress(f"{study.name}, pilot") as progress:
             basis = pilot.pilot_basis(study, out, progress)
     forecast = planning.plan(study, basis.rows, basis.done, workers, width)
-    if json_:
-        print(json.dumps({**forecast.to_dict(), "source": basis.source}, indent=1))
-    else:
-        print(planning.render(forecast, study, basis.source))
+    told = {**forecast.to_dict(), "source": basis.source}
+    print(json.dumps(told, indent=1) if json_ else planning.render(forecast, study, basis.source))
 
 
 @study_app.command("show")
@@ -212,8 +211,8 @@ def view(
 
 @app.command()
 def figures(
-    rows: Annotated[Path, typer.Option(help="Folder of exported rows.")] = RESULTS,
-    out: Annotated[Path, typer.Option(help="Folder to draw into.")] = Path("figures"),
+    rows: Rows = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder to draw into.")] = FIGURES,
 ) -> None:
     """Redraw every figure from exported rows: the same rows give the same bytes."""
     from moe_prompt import archive
@@ -231,6 +230,22 @@ def figures(
         for suffix in (".png", ".pdf"):
             print(_save(figure, (out / name).with_suffix(suffix)))
     require(drawn > 0, f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows.")
+
+
+@app.command()
+def theory(
+    rows: Rows = RESULTS,
+    out: Annotated[Path, typer.Option(help="The Markdown page to write.")] = Path("docs/theory.md"),
+) -> None:
+    """Write the page of what theory predicts beside what was measured, from exported rows: half a minute."""
+    from moe_prompt import theory_table, zoo
+    from moe_prompt.studies import NAMES, load
+
+    require(rows.is_dir(), f"no folder {rows} of exported rows: name one with --rows.")
+    measured = [theory_table.measured(load(name), rows) for name in NAMES]
+    pictures = Path(os.path.relpath(FIGURES, out.parent)).as_posix()
+    theory_table.write(theory_table.document(zoo.table(), measured, rows.as_posix(), pictures), out)
+    print(out)
 
 
 def _study(name: str, quick: bool, seed: int | None) -> Study:

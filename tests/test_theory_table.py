@@ -1,0 +1,259 @@
+"""The page of predictions and measurements: from planted rows, and as it lies in docs/ from the committed ones."""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from moe_prompt import cli, studies, zoo
+from moe_prompt.errors import InputError
+from moe_prompt.limits import FamilyReport
+from moe_prompt.results import columns_of
+from moe_prompt.slopes import fit_rate
+from moe_prompt.studies import contaminated
+from moe_prompt.study import Quantity, Study
+from moe_prompt.theory_table import document, excess_atoms, family_of, measured
+from tests.planted_rows import NOTES, planted_rows
+from tests.small_study import study
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "theory.md"
+
+
+def report(family, rate="n^-1/4", sigma=0.0123, rank=7, gauge=0, exact="n^-1/2", reason="because |x| is"):
+    return FamilyReport(
+        family, 7, rank, gauge, None, 3.0, (1.0, 0.0), (), 543.21, exact, sigma, sigma, rate, None, reason
+    )
+
+
+REPORTS = [
+    report("VPT, B injective"),
+    report("VAPT, tanh", rank=5, gauge=2, exact="n^-1/2 up to gauge 2"),
+    report("prefix, non-shared", "not identifiable", 1e-17),
+    report("VAPT, relu", "-", None),
+    report("VPT, B singular", exact="not identifiable", rank=5),
+]
+
+
+class Over(Study):
+    """Two families with an atom too many; nobody fits them."""
+
+    cells = (("VAPT, tanh, L = 2", "L' = 3"), ("prefix, non-shared, L = 1", "L' = 3"), ("VAPT, tanh, L = 2", "VPT"))
+    content = "planted"
+    columns = {"d": "REAL", "t": "REAL"}  # noqa: RUF012
+
+    def quantities(self, truth, estimator):
+        smooth = truth.startswith("VAPT")
+        return (
+            Quantity("d", "D", -0.5 if smooth else None, "c", "median", short="D"),
+            Quantity("t", "split", -0.25 if smooth else None, short="split"),
+        )
+
+    def limits(self, truth, estimator):
+        raise NotImplementedError
+
+    def fit_batch(self, truth, estimator, n, replicates, limits):
+        raise NotImplementedError
+
+
+OVER = Over(name="over", claim="", sizes=(100, 1000, 10_000), replicates=3, window=(100, 10_000))
+
+
+def exported(folder, of, rows, notes):
+    """An export as `archive` writes it."""
+    kept = [name for name in columns_of(of.columns) if name != "study"]
+    rows.reindex(columns=kept).to_csv(folder / f"{of.name}.csv", index=False)
+    (folder / f"{of.name}.json").write_text(json.dumps({"key": of.key, "fits": len(rows), "notes": notes}))
+    return measured(of, folder)
+
+
+def over_rows():
+    """D = 4 n^-0.5 and split n^-0.25 in the first cell, no fall in the second, 10 n^-1 in the one of another family."""
+    planted = {0: lambda n: (4 * n**-0.5, n**-0.25), 1: lambda n: (2.0, 0.7), 2: lambda n: (10 / n, 10 / n)}
+    rows = [
+        {"truth": t, "estimator": e, "n": n, "replicate": r, "objective": 1.0, "converged": 1, "at_boundary": 0}
+        | dict(zip("dt", planted[i](n), strict=True))
+        for i, (t, e) in enumerate(OVER.cells)
+        for n in OVER.sizes
+        for r in range(3)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return exported(tmp_path, study, planted_rows(study), NOTES)
+
+
+@pytest.fixture
+def over(tmp_path):
+    return exported(tmp_path, OVER, over_rows(), {"limits VAPT, tanh, L = 2 L' = 3": {"c": 3.2}})
+
+
+def tables(page):
+    """Every Markdown table as a list of dictionaries; a cell that breaks a row does not pass."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", page, flags=re.M):
+        rows = [[w.strip() for w in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()]
+        names = [f"{name} {rows[0][:i].count(name)}" if name in rows[0][:i] else name for i, name in enumerate(rows[0])]
+        assert set(rows[1]) == {"---"}
+        found.append([dict(zip(names, row, strict=True)) for row in rows[2:]])
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+def test_truths_tell_their_family():
+    for family in zoo.FAMILIES:
+        assert family_of(f"{family}, L = 2") == family_of(f"{family}, L = 13") == family_of(family) == family
+    assert [family_of(name) for name in ("vpt", "vapt", "norga")] == [
+        "VPT, B injective",
+        "VAPT, tanh",
+        "NoRGa + tanh ridge",
+    ]
+    assert family_of("laplace") is None and family_of("L = 2") is None
+    assert all(zoo.FAMILIES[family_of(name)] is recipe for name, recipe in zoo.EXPERTS.items())
+
+
+@pytest.mark.parametrize(
+    "truth, estimator, excess",
+    [
+        ("VAPT, linear, r = 2, L = 1", "L' = 4", 3),
+        ("VAPT, tanh, L = 2", "L' = 2", 0),
+        ("vpt", "vpt", 0),
+        ("vpt", "vapt", None),
+        ("vpt", "L' = 2", None),
+        ("VAPT, tanh, L = 2", "VPT", None),
+    ],
+)
+def test_names_tell_how_many_atoms_are_too_many(truth, estimator, excess):
+    assert excess_atoms(truth, estimator) == excess
+
+
+# ------------------------------------------------------------------------------------------------ planted rows
+
+
+def test_families_beside_their_slopes(small, over):
+    families, _ = tables(document(REPORTS, [small, over], "rows", "../pictures"))
+    assert [row["family"] for row in families] == [r.family for r in REPORTS]
+    vpt, vapt, prefix, relu, singular = families
+    rows = planted_rows(study)
+    for row, name in ((vpt, "vpt"), (vapt, "vapt")):
+        own = rows[(rows.truth == name) & (rows.estimator == name)]
+        fits = [
+            fit_rate({n: group[column].to_numpy() for n, group in own.groupby("n")}, study.window)
+            for column in ("parameter_loss", "excess_risk")
+        ]
+        words = [f"{fit.slope:.3f} ± {fit.stderr:.3f}" for fit in fits]
+        assert row["measured"] == f"[small](../pictures/small.png): parameter {words[0]}, excess_risk {words[1]}"
+    assert vapt["measured 1"] == "[over](../pictures/over.png) (L = 2, L' = 3): D -0.500 ± 0.000, split -0.250 ± 0.000"
+    assert prefix["measured 1"].startswith("[over](../pictures/over.png) (L = 1, L' = 3): D ")
+    assert "D -0.000" in prefix["measured 1"] or "D 0.000" in prefix["measured 1"]
+    assert [row["measured"] for row in (prefix, relu)] == ["not measured"] * 2
+    assert [row["measured 1"] for row in (vpt, relu, singular)] == ["not measured"] * 3
+
+
+def test_conditions_and_rates_are_those_of_the_reports():
+    (families, *_) = tables(document(REPORTS, [], "rows", "f"))
+    assert [row["rank"] for row in families] == ["7 of 7", "5 of 7, gauge 2", "7 of 7", "7 of 7", "5 of 7"]
+    assert [row["sigma_2"] for row in families] == ["0.012", "0.012", "0", "-", "0.012"]
+    assert [row["L' = L"] for row in families] == [r.rate_exact for r in REPORTS]
+    assert [row["L' > L"] for row in families] == [r.rate for r in REPORTS]
+    assert [row["n MSE / s^2 at least"] for row in families] == ["543"] * 4 + ["-"]
+    assert all(row["why"] == r"because \|x\| is" for row in families)
+
+
+def test_cells_beside_their_predictions(small, over):
+    """A cell of another family's estimator is not there; constants are compared at the largest n."""
+    _, cells = tables(document(REPORTS, [small, over], "rows", "f"))
+    assert len(cells) == 4 + 4 and not [row for row in cells if row["estimator"] == "VPT"]
+    planted = {(row["truth"], row["error"]): row for row in cells if "over" in row["study"]}
+    first = planted["VAPT, tanh, L = 2", "D"]
+    assert (first["of"], first["predicted"], first["measured"]) == ("median", "n^-0.5", "-0.500 ± 0.000")
+    assert first["over constant"] == f"{4 / 3.2:.2f}"
+    split = planted["VAPT, tanh, L = 2", "split"]
+    assert (split["of"], split["predicted"], split["over constant"]) == ("mean", "n^-0.25", "-")
+    assert planted["prefix, non-shared, L = 1", "split"]["predicted"] == "-"
+
+
+def test_one_replicate_has_no_error_and_one_size_no_slope(tmp_path):
+    rows = over_rows()
+    single = exported(tmp_path, OVER, rows[rows.replicate == 0], {})
+    assert "D -0.500, split -0.250" in document(REPORTS, [single], "rows", "f")
+    short = exported(tmp_path, OVER, rows[rows.n == 100], {})
+    assert "D no slope, split no slope" in document(REPORTS, [short], "rows", "f")
+
+
+def test_studies_without_rows_are_shown_as_such(tmp_path):
+    """And likelihood studies say themselves what they predict."""
+    likelihood = contaminated.build()
+    page = document(REPORTS, [measured(OVER, tmp_path), measured(likelihood, tmp_path)], "rows", "f")
+    families, regression, likelihoods = tables(page)
+    assert {row["measured"] for row in families + regression + likelihoods} == {"not measured"} and "f/" not in page
+    told = [(row["study"], row["truth"], row["estimator"], row["error"], row["predicted"]) for row in likelihoods]
+    assert told == [
+        ("contaminated", truth, estimator, q.name, "-" if q.slope is None else f"n^{q.slope:g}")
+        for truth, estimator in likelihood.cells
+        for q in likelihood.quantities(truth, estimator)
+    ]
+    assert "## Likelihood models" in page and "## Likelihood models" not in document(REPORTS, [], "rows", "f")
+
+
+def test_rows_of_another_content_are_not_taken_for_the_study_s(tmp_path):
+    exported(tmp_path, OVER, over_rows(), {})
+    other = type("Other", (Over,), {"content": "other"})(**{f.name: getattr(OVER, f.name) for f in fields(OVER)})
+    with pytest.raises(InputError, match="no rows of study over"):
+        measured(other, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def committed(reports):
+    found = [measured(studies.load(name), ROOT / "experiments" / "results") for name in studies.NAMES]
+    return document(reports, found, "experiments/results", "../figures")
+
+
+def test_slopes_of_the_page_are_those_of_the_committed_rows():
+    """After the table of families, which takes long; a stale page is made again by `moe-prompt theory`."""
+    behind = "### Their studies"
+    assert PAGE.read_text(encoding="utf-8").split(behind)[1] == committed([]).split(behind)[1]
+
+
+@pytest.mark.slow
+def test_the_page_is_made_from_the_committed_rows():
+    assert PAGE.read_text(encoding="utf-8") == committed(zoo.table())
+
+
+def test_every_figure_that_the_page_links_is_there():
+    links = set(re.findall(r"\]\(([^)]+)\)", PAGE.read_text(encoding="utf-8")))
+    assert links and all((PAGE.parent / link).exists() for link in links)
+
+
+def test_command_writes_the_page(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    exported(tmp_path / "rows", study, planted_rows(study), NOTES)
+    monkeypatch.setattr(studies, "NAMES", {"small": "small"})
+    monkeypatch.setattr(studies, "load", lambda name: study)
+    monkeypatch.setattr(zoo, "table", lambda: REPORTS)
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["moe-prompt", "theory", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code or 0, capsys.readouterr()
+
+    code, shown = call("--rows", "rows", "--out", "a/b/page.md")
+    assert code == 0 and shown.out == "a/b/page.md\n"
+    page = (tmp_path / "a" / "b" / "page.md").read_text(encoding="utf-8")
+    assert "[small](../../figures/small.png): parameter" in page and "rows in `rows`" in page
+    code, shown = call("--rows", "nothing")
+    assert code == 2 and shown.err == "moe-prompt: no folder nothing of exported rows: name one with --rows.\n"
+    (tmp_path / "file").write_text("")
+    code, shown = call("--rows", "rows", "--out", "file/page.md")
+    assert code == 2 and "cannot write file/page.md" in shown.err and shown.err.count("\n") == 1
