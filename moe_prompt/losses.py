@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Generic, TypeVar
 
 import torch
@@ -30,7 +31,16 @@ from moe_prompt.measures import (
 )
 from moe_prompt.symmetries import NoSymmetry, Symmetry
 
-__all__ = ["ExcessRisk", "FunctionDistance", "Loss", "VoronoiLoss", "barycentre_error", "split_error", "voronoi_cells"]
+__all__ = [
+    "ExcessRisk",
+    "FunctionDistance",
+    "Loss",
+    "VoronoiLoss",
+    "barycentre_error",
+    "first_moment_error",
+    "split_error",
+    "voronoi_cells",
+]
 
 P = TypeVar("P")
 
@@ -126,6 +136,35 @@ def barycentre_error(
     estimated, true, mass = _aligned(estimated, true, symmetry)
     drift = torch.einsum("...ij,...ijq->...jq", mass, differences(estimated, true))
     return _per_mass(drift.square().sum(-1).sqrt(), true)
+
+
+def first_moment_error(
+    estimated: MixingMeasure, true: MixingMeasure, symmetry: Symmetry | None = None
+) -> Float[Tensor, "*batch"]:
+    r"""The least, over all ways A to give every fitted atom to a true one, of the drift of masses and centres,
+
+        min_A sum_j { | sum_{i in A_j} exp(b_i) - exp(b*_j) | + | sum_{i in A_j} exp(b_i) d_ij | }.
+
+    Where splits are small this is the cells' mass and barycentre error. Where a family is not identifiable they are not
+    small, atoms cross into cells they do not belong to, and only a minimum over assignments sees that the centres stay.
+    """
+    symmetry = symmetry or NoSymmetry()
+    estimated, true = symmetry.align(estimated, true), symmetry.canonical(true)
+    weights, apart = estimated.weights, differences(estimated, true)
+    count, cells = estimated.num_atoms, true.num_atoms
+    require(
+        cells**count <= ENUMERATED,
+        f"assigning {count} atoms to {cells} takes {cells}^{count} trials, more than {ENUMERATED}: use barycentre_error.",
+    )
+    best: Tensor | None = None
+    for labels in product(range(cells), repeat=count):
+        member = torch.nn.functional.one_hot(torch.tensor(labels), cells).to(weights)
+        masses = (torch.einsum("...i,ij->...j", weights, member) - true.weights).abs()
+        moments = torch.einsum("...i,ij,...ijq->...jq", weights, member, apart)
+        cost = (masses + moments.square().sum(-1).sqrt()).sum(-1)
+        best = cost if best is None else torch.minimum(best, cost)
+    assert best is not None
+    return best
 
 
 @dataclass(frozen=True, eq=False)

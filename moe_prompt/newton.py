@@ -19,7 +19,7 @@ from torch import Tensor
 
 from moe_prompt.charts import Chart, Layout
 from moe_prompt.estimators import ROUNDING, TINY, LeastSquares, check
-from moe_prompt.fits import Estimator, FitResult, best_of
+from moe_prompt.fits import Estimator, FitResult, best_of, distinct_best
 from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.second_order import second_order
@@ -28,6 +28,7 @@ FLAT, BENT = 1e-12, 1e-9  # of the largest eigenvalue: what is flat in a step; w
 NARROW = 1e-11  # a radius at which no step is left
 CANCELLED = 1e-12  # of the squared length of a pair's columns: below this, their difference is rounding
 SADDLE = 1e-2  # standard errors: a stationary point
+SAME = 0.3  # s^2: objectives nearer than this are one minimum
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class NewtonLeastSquares(Estimator):
             theta = starts.flatten(0, 1)
             if rung == 0:
                 rough = self.first.minimise(problem, theta, self.handover, self.handover_steps, 1e-2)
-                rough = best_of(rough, starts.shape[1], self.keep)
+                best = rough.objective.nan_to_num(nan=torch.inf).unflatten(0, (len(data), -1)).amin(1)
+                gap = SAME * 2 * best / max(1, problem.observations - model.num_parameters)
+                rough = distinct_best(rough, starts.shape[1], self.keep, gap)
                 problem, theta = replace(problem, starts=len(rough.theta) // len(data), chunks={}), rough.theta
             last = stride == 1
             tolerance, steps = (self.tolerance, self.max_steps) if last else (self.rung_tolerance, self.rung_steps)

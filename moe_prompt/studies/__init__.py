@@ -10,7 +10,19 @@ from pathlib import Path
 from moe_prompt.errors import InputError, choose, require
 from moe_prompt.study import Study
 
-NAMES = {"vpt-vs-vapt": "vpt_vs_vapt", "vpt-vs-vapt-patches": "vpt_vs_vapt_patches"}
+NAMES = {
+    "vpt-vs-vapt": "vpt_vs_vapt",
+    "vpt-vs-vapt-patches": "vpt_vs_vapt_patches",
+    "over-specified": "over_specified",
+    "over-specified-low-noise": "over_specified_low_noise",
+    "over-specified-by-two": "over_specified_by_two",
+    "over-specified-relu": "over_specified_relu",
+    "non-identifiable": "non_identifiable",
+    "norga": "norga",
+    "contaminated": "contaminated",
+    "softmax-gaussian": "softmax_gaussian",
+    "softmax-gaussian-published": "softmax_gaussian_published",
+}
 
 
 def load(name: str) -> Study:

@@ -1,0 +1,134 @@
+r"""Over-specified studies: least squares with more atoms than the truth has, and the law it is predicted to follow.
+
+    cell (family and L, L')      D ~ n^{-1/2},  split error ~ n^{-1/4},  first moments ~ n^{-1/2},  |f_hat - f_*| ~ n^{-1/2}
+
+where sigma_2 > 0, with constants from :mod:`moe_prompt.split_law`; where a family is not identifiable the split error
+stays where least squares happens to stop, and the first moments alone are learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from moe_prompt import judging
+from moe_prompt.errors import require
+from moe_prompt.fits import Estimator
+from moe_prompt.initializers import Initializer, Random
+from moe_prompt.losses import VoronoiLoss, first_moment_error, split_error
+from moe_prompt.newton import NewtonLeastSquares
+from moe_prompt.regression import Population
+from moe_prompt.split_law import SplitLaw, split_law
+from moe_prompt.study import DATA, STARTS, Quantity, Study
+
+SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung
+LAW = "law of the split, from sigma_2's geometry"
+SPLIT, MOMENT = "split error  $t$", "masses and first moments"
+FUNCTION, LOSS = r"$|\hat f-f_*|_{L_2}$", "Voronoi loss D"
+
+
+@dataclass(frozen=True)
+class OverLimits:
+    """Constants of a cell: each multiplies its quantity's power of n."""
+
+    parameters: int
+    noise: float
+    sigma_2: float | None = None
+    split_constant: float | None = None
+    split_median_constant: float | None = None
+    loss_constant: float | None = None
+    function_constant: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OverSpecifiedStudy(Study):
+    """Every truth fitted by its own family with `extra` atoms more.
+
+    `smooth` names the truths with sigma_2 > 0, whose splits have a law; the others' splits are not predicted.
+    """
+
+    truths: Mapping[str, Population]
+    extra: int = 1
+    smooth: tuple[str, ...] = ()
+    estimator: Estimator = field(default_factory=NewtonLeastSquares)
+    starts: Initializer = field(default_factory=Random)
+    nodes: int = 12**3
+
+    columns = {  # noqa: RUF012 - not a field
+        "parameter_loss": "REAL",  # Voronoi loss D
+        "split_error": "REAL",  # of the cell where it is largest
+        "first_moment_error": "REAL",
+        "function_error": "REAL",  # |f_hat - f_*| in L2
+        "least_mass": "REAL",  # of the fitted atoms
+        "objective_at_truth": "REAL",
+        "missed": "INTEGER",
+        "escaped": "INTEGER",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.extra >= 1, f"study {self.name}: over-specified means at least one atom more: got {self.extra}.")
+        unknown = set(self.smooth) - set(self.truths)
+        require(not unknown, f"study {self.name}: no truths {', '.join(sorted(unknown))} to be smooth.")
+
+    def estimator_name(self, truth: str) -> str:
+        return f"L' = {self.truths[truth].model.num_atoms + self.extra}"
+
+    @property
+    def cells(self) -> tuple[tuple[str, str], ...]:
+        return tuple((truth, self.estimator_name(truth)) for truth in self.truths)
+
+    @property
+    def content(self) -> Any:
+        return (self.truths, self.extra, self.estimator, self.starts, self.seed, self.nodes)
+
+    def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
+        smooth = truth in self.smooth
+        return (
+            Quantity("parameter_loss", LOSS, -0.5 if smooth else None, "loss_constant", short="D", prediction=LAW),
+            Quantity("split_error", SPLIT, -0.25 if smooth else None, "split_constant", short="split", prediction=LAW),
+            Quantity("first_moment_error", MOMENT, -0.5, short="barycentre"),
+            Quantity("function_error", FUNCTION, -0.5, "function_constant", short="function", prediction=LAW),
+        )
+
+    def cost(self, truth: str, estimator: str, n: int) -> float:
+        model = self.truths[truth].model.with_atoms(self.truths[truth].model.num_atoms + self.extra)
+        return float((n + SEARCH) * (model.num_parameters + 5) * self.extra)
+
+    def limits(self, truth: str, estimator: str) -> OverLimits:
+        population = self.truths[truth]
+        s, p = population.noise, population.model.with_atoms(population.model.num_atoms + self.extra).num_parameters
+        if truth not in self.smooth:
+            return OverLimits(p, s)
+        nodes = population.covariates.nodes(self.nodes)
+        law: SplitLaw = split_law(population.model, population.theta, nodes, self.extra)
+        loss = None if law.loss is None else s * law.loss
+        root = s**0.5
+        return OverLimits(p, s, law.sigma_2, root * law.split, root * law.split_median, loss, s * law.function)
+
+    def fit_batch(
+        self, truth: str, estimator: str, n: int, replicates: tuple[int, ...], limits: OverLimits
+    ) -> list[dict[str, Any]]:
+        population = self.truths[truth]
+        model = population.model.with_atoms(population.model.num_atoms + self.extra)
+        rngs = {stream: [self.rng(truth, n, r, stream) for r in replicates] for stream in (DATA, STARTS)}
+        data = population.sample(n, rngs[DATA])
+        fit = self.estimator.fit(model, data, self.starts.starts(model, None, rngs[STARTS]))
+        true, at_truth = population.model.measure(population.theta), judging.misfit(population, data)
+        judged: judging.Columns = {
+            "parameter_loss": VoronoiLoss(model.symmetry)(fit.measure, true),
+            "split_error": split_error(fit.measure, true, model.symmetry).amax(-1),
+            "first_moment_error": first_moment_error(fit.measure, true, model.symmetry),
+            "function_error": judging.risk(model, fit.theta, population.noiseless(self.nodes)).sqrt(),
+            "least_mass": fit.measure.weights.amin(-1),
+            "objective_at_truth": at_truth,
+            "missed": judging.missed(fit, at_truth),
+            "escaped": torch.zeros_like(fit.converged) if fit.escaped is None else fit.escaped,
+        }
+        return judging.rows_of(fit, judged)

@@ -1,0 +1,217 @@
+r"""What an over-specified fit tends to: the law of its split, with constants.
+
+Near the truth f_G - f_* = J u + sum_j e^{b_j} <M_j, 1/2 d2W_j> to the order that n samples see, M_j >= 0 of as many
+ranks in all as there are atoms too many. In coordinates of L2(mu) the sample's noise is z ~ N(0, s^2/n I), and least
+squares minimises
+
+    | z - J u - sum_k e^{b_{j(k)}} 1/2 d2W_{j(k)}[a_k, a_k] |^2     over u, the cells j(k) that are split, and a_k.
+
+So a_k is n^{-1/4} sqrt(s) times a variable whose law does not depend on n or s, and with it
+
+    split error of cell j      t_j = |sum a_k a_k'|^{1/2} in the trace norm,          n^{-1/4}
+    mass and barycentre        c_j = e^{b_j} u_{b_j},  m_j = e^{b_j} u_{theta_j},     n^{-1/2}
+    D = sum_j |c_j| + sum_{j not split} |m_j| + sum_{j split} e^{b_j} t_j^2 + (sum_j e^{b_j}) |u_shared|
+    |f_G - f_*|                the length of the fitted part of z,                    n^{-1/2}
+
+This module draws z and solves the small problem; nothing here looks at a fit. It holds for masses bounded below: a fit
+that may give an atom a vanishing mass can put it anywhere. sigma_2 is what makes it: |1/2 d2W[a, a]| >= sigma_2 |a|^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_prompt.covariates import Covariates
+from moe_prompt.curvature import Atom, sigma_2
+from moe_prompt.identifiability import Nodes, node_blocks, quadrature, triangular
+from moe_prompt.regression import RegressionModel
+
+DRAWS, STARTS, STEPS = 400, 24, 60
+
+
+@dataclass(frozen=True)
+class SplitLaw:
+    """Means under the law at s = n = 1: what multiplies s^{1/2} n^{-1/4} (split) or s n^{-1/2} (the others)."""
+
+    sigma_2: float  # the least of the atoms
+    split: float
+    split_median: float
+    function: float
+    loss: float | None  # None where the family has a continuous symmetry: parameters have other coordinates
+    barycentre: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Geometry:
+    """J and every e^b 1/2 d2W in coordinates of L2(mu): a tangent part and a part orthogonal to the tangent space."""
+
+    tangent: Tensor  # (rank, p): J
+    bent: list[Tensor]  # per atom (q, q, rank): the tangent part of e^b 1/2 d2W
+    forms: list[Tensor]  # per atom (q, q, m): the orthogonal part
+
+
+def split_law(
+    model: RegressionModel, theta: Tensor, covariates: Covariates | Nodes, extra: int, draws: int = DRAWS, seed: int = 0
+) -> SplitLaw:
+    """The law for `extra` atoms more than the truth's, by Monte Carlo over the noise."""
+    nodes = quadrature(covariates)
+    geometry = _geometry(model, theta, nodes)
+    rng = np.random.default_rng(seed)
+    z = torch.from_numpy(rng.standard_normal((draws, geometry.forms[0].shape[2])))
+    along = torch.from_numpy(rng.standard_normal((draws, len(geometry.tangent))))
+    cells, a = _solve(geometry.forms, z, extra, rng)
+    fitted = _sum(geometry.forms, cells, a)
+    sizes = _sizes(model, theta, cells, a)
+    largest = sizes.amax(1)
+    u = _tangent_moves(geometry, along, cells, a)
+    loss = barycentre = None
+    if model.symmetry.dimension(model.measure(theta)) == 0:
+        loss, barycentre = _losses(model, theta, u, sizes)
+    return SplitLaw(
+        min(sigma_2(model, theta, nodes, j).sigma_2 for j in range(model.num_atoms)),
+        float(largest.mean()),
+        float(largest.median()),
+        float((along.square().sum(1) + fitted.square().sum(1)).sqrt().mean()),
+        loss,
+        barycentre,
+    )
+
+
+@torch.no_grad()
+def _geometry(model: RegressionModel, theta: Tensor, nodes: Nodes) -> _Geometry:
+    atoms = [Atom(model, theta, j) for j in range(model.num_atoms)]
+    weights = model.unflatten(theta)[0].exp()
+    factor = triangular(
+        root
+        * torch.cat(
+            [model.jacobian(theta, points)]
+            + [w * atom.second_derivatives(points) for w, atom in zip(weights, atoms, strict=True)],
+            -1,
+        )
+        for points, root in node_blocks(nodes)
+    )
+    p, q = model.num_parameters, len(atoms[0].vector)
+    left, values, _ = torch.linalg.svd(factor[:, :p], full_matrices=False)
+    basis = left[:, values > 1e-9 * values[0]]
+    second = factor[:, p:]
+    inside = basis.mT @ second
+    outside = second - basis @ inside
+    outside = outside - basis @ (basis.mT @ outside)
+    pairs = q * (q + 1) // 2
+    rows = torch.linalg.qr(outside, mode="r").R
+    return _Geometry(
+        basis.mT @ factor[:, :p],
+        [_symmetric(part, q) for part in inside.split(pairs, 1)],
+        [_symmetric(part, q) for part in rows.split(pairs, 1)],
+    )
+
+
+def _symmetric(columns: Tensor, q: int) -> Tensor:
+    k, l = torch.triu_indices(q, q)  # noqa: E741
+    form = columns.new_empty(q, q, len(columns))
+    form[k, l], form[l, k] = columns.mT, columns.mT
+    return form
+
+
+def _solve(forms: list[Tensor], z: Tensor, extra: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """The cells (draws, extra) and vectors a (draws, extra, q) nearest to every z, over all choices of cells."""
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    for choice in combinations_with_replacement(range(len(forms)), extra):
+        start = torch.from_numpy(rng.standard_normal((len(z), STARTS, extra, len(forms[0]))))
+        a, value = _descend([forms[j] for j in choice], z, start)
+        cells = torch.tensor(choice).expand(len(z), extra)
+        if best is None:
+            best = (value, cells, a)
+            continue
+        better = value < best[0]
+        best = (
+            torch.where(better, value, best[0]),
+            torch.where(better[:, None], cells, best[1]),
+            torch.where(better[:, None, None], a, best[2]),
+        )
+    assert best is not None
+    return best[1], best[2]
+
+
+def _descend(forms: list[Tensor], z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Levenberg-Marquardt on |z - sum_k T_k[a_k a_k']|^2 from every start: the best a and its value per draw."""
+    draws, starts, extra, q = start.shape
+    a, target = start.flatten(0, 1), z.repeat_interleave(starts, 0)
+
+    def residual(a: Tensor) -> tuple[Tensor, Tensor]:
+        slopes = [torch.einsum("klm,nl->nkm", form, a[:, k]) for k, form in enumerate(forms)]
+        fitted = sum(torch.einsum("nkm,nk->nm", slope, a[:, k]) for k, slope in enumerate(slopes))
+        return fitted - target, 2 * torch.cat(slopes, 1)
+
+    r, jacobian = residual(a)
+    value, damping = r.square().sum(1), torch.ones(len(a), dtype=a.dtype)
+    eye = torch.eye(extra * q, dtype=a.dtype)
+    for _ in range(STEPS):
+        gram = jacobian @ jacobian.mT
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1) + 1e-300
+        step = torch.linalg.solve(gram + (damping * scale)[:, None, None] * eye, jacobian @ r[..., None])[..., 0]
+        trial = a - step.unflatten(1, (extra, q))
+        new_r, new_jacobian = residual(trial)
+        new = new_r.square().sum(1)
+        good = new < value
+        a = torch.where(good[:, None, None], trial, a)
+        r, jacobian = torch.where(good[:, None], new_r, r), torch.where(good[:, None, None], new_jacobian, jacobian)
+        value = torch.where(good, new, value)
+        damping = torch.where(good, damping / 4, damping * 4).clamp(1e-12, 1e12)
+    value, a = value.unflatten(0, (draws, starts)), a.unflatten(0, (draws, starts))
+    least = value.argmin(1)
+    rows = torch.arange(draws)
+    return a[rows, least], value[rows, least]
+
+
+def _sum(forms: list[Tensor], cells: Tensor, a: Tensor) -> Tensor:
+    """sum_k T_{j(k)}[a_k a_k'] (draws, m)."""
+    stacked = torch.stack(forms)[cells]
+    return torch.einsum("nkabm,nka,nkb->nm", stacked, a, a)
+
+
+def _sizes(model: RegressionModel, theta: Tensor, cells: Tensor, a: Tensor) -> Tensor:
+    """t_j of every cell (draws, L), measured in the family's canonical coordinates."""
+    sizes = a.new_zeros(len(a), model.num_atoms)
+    for j in range(model.num_atoms):
+        change = _canonical_slope(model, theta, j)
+        squares = (a @ change.mT).square().sum(2)
+        sizes[:, j] = (squares * (cells == j)).sum(1).sqrt()
+    return sizes
+
+
+def _canonical_slope(model: RegressionModel, theta: Tensor, j: int, h: float = 1e-6) -> Tensor:
+    """d (canonical coordinates of atom j) / d (its own parameters), by differences; the identity without a gauge."""
+    places = Atom(model, theta, j).places
+    moves = h * torch.eye(len(theta), dtype=theta.dtype)[places]
+    ends = [model.symmetry.canonical(model.measure(theta + sign * moves)).atom_vectors()[:, j] for sign in (1, -1)]
+    return ((ends[0] - ends[1]) / (2 * h)).mT
+
+
+def _tangent_moves(geometry: _Geometry, along: Tensor, cells: Tensor, a: Tensor) -> Tensor:
+    """u (draws, p): what the other parameters do, given the noise along the tangent space and the splits."""
+    target = along - _sum(geometry.bent, cells, a)
+    return target @ torch.linalg.pinv(geometry.tangent).mT
+
+
+def _losses(model: RegressionModel, theta: Tensor, u: Tensor, sizes: Tensor) -> tuple[float, float]:
+    """Means of D and of the summed barycentre errors."""
+    weights = model.unflatten(theta)[0].exp()
+    b, blocks = model.unflatten(u)
+    own = torch.cat([v.flatten(2) for n, v in blocks.items() if not model.expert.is_shared(n)], 2)
+    shared = [v.flatten(1) for n, v in blocks.items() if model.expert.is_shared(n)]
+    drift = own.norm(dim=2)
+    split = sizes > 0
+    loss = (weights * b).abs().sum(1) + (weights * torch.where(split, sizes.square(), drift)).sum(1)
+    if shared:
+        loss = loss + weights.sum() * torch.cat(shared, 1).norm(dim=1)
+    return float(loss.mean()), float(drift.sum(1).mean())
