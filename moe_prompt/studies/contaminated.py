@@ -22,8 +22,9 @@ exponents; the bound says that an efficient estimator does better, and maximum l
 has a flat gate, beta* = 0, which tells the prompt and the frozen expert apart nowhere, and nu_0 = 0.01: its exponents
 are on their way to the theorem's. Its few fits in which the prompt takes every observation end on the box, tau = 5,
 and would be the mean of exp(tau); so medians there. A pilot of 20 replicates (n <= 1e5) set the box, the starts and
-the medians; with a larger nu_0 the fourth cell's smallest samples say nothing
-of tau, and with a first rung of 1000 observations one in a hundred of its fits missed the maximum.
+the medians; with a larger nu_0 the fourth cell's smallest samples say nothing of tau, and with a first rung of 1000
+observations one in fifty of its fits missed the maximum. At seven sizes with all 40 replicates no fit failed, and every
+slope was within three standard errors of the bound's.
 """
 
 from __future__ import annotations
