@@ -9,8 +9,8 @@ so that no wiggle answers for the curve, and straight lines join it on log axes.
     n(eps) = N (eps / S(N))^{1 / slope}
 
 along the slope fitted on the study's window, if that lies at least three standard errors below zero and no floor is
-known; such an n is marked as extrapolated. Intervals are percentiles of the bootstrap over the replicates of every
-size, widened for small samples (arXiv 1411.5279).
+known, up to a million times N; such an n is marked as extrapolated. Intervals are percentiles of the bootstrap over the
+replicates of every size, widened for small samples (arXiv 1411.5279).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from moe_prompt.summaries import aligned, by_size
 INTERPOLATED, EXTRAPOLATED = "between sizes", "extrapolated"
 BELOW, NEVER, NOT_REACHED = "below at the smallest n", "never at this floor", "not reached"
 RESAMPLES = 2000
+LARGE = 1e300  # an n beyond is no number
+FURTHEST = 1e6  # times the largest size: nobody knows that the line goes on
 Errors = Mapping[int, np.ndarray]
 
 
@@ -127,7 +129,10 @@ def _how(log_n: float, largest: int, floor: float | None, target: float) -> str:
 
 def _predicted(quantity: Quantity, limits: Mapping[str, Any], target: float) -> float | None:
     constant = limits.get(quantity.constant) if quantity.constant else None
-    return float((target / constant) ** (1 / quantity.slope)) if constant and quantity.slope else None
+    if not constant or not quantity.slope:
+        return None
+    log_n = math.log(target / constant) / quantity.slope
+    return math.exp(log_n) if log_n < math.log(LARGE) else None
 
 
 def crossing(
@@ -189,7 +194,7 @@ def cross(
     first, last = above == 0, above == curves.shape[1]
     found[first] = -np.inf
     rest = (level - curves[last, -1]) / np.where(slopes[last] < 0, slopes[last], -1)
-    found[last] = np.where(slopes[last] < 0, log_n[-1] + rest, np.inf)
+    found[last] = np.where((slopes[last] < 0) & (rest <= math.log(FURTHEST)), log_n[-1] + rest, np.inf)
     inner = np.flatnonzero(~(first | last))
     j = above[inner]
     left, right = curves[inner, j - 1], curves[inner, j]
@@ -223,13 +228,18 @@ def _cells(size: NeededSize) -> tuple[str, ...]:
     how = f"{size.how} of {size.floor:.3g}" if size.how == NEVER else size.how
     smallest, largest = size.measured
     missing = f"<= {smallest:,}" if size.how == BELOW else "-" if size.how == NEVER else f"> {largest:,}"
-    number = missing if size.n is None else f"{size.n:,.0f}"
-    predicted = "-" if size.predicted is None else "< 1" if size.predicted < 1 else f"{size.predicted:,.0f}"
+    number, predicted = _number(size.n) or missing, _number(size.predicted) or "-"
     return (size.truth, size.estimator, size.loss, size.statistic, number, _interval(size), how, predicted)
 
 
 def _interval(size: NeededSize) -> str:
-    low, high = (None if end is None else f"{end:,.0f}" for end in (size.low, size.high))
+    low, high = _number(size.low), _number(size.high)
     if low and high:
         return f"{low} to {high}"
     return f"at least {low}" if low else f"at most {high}" if high else "-"
+
+
+def _number(n: float | None) -> str:
+    if n is None:
+        return ""
+    return "< 1" if n < 1 else f"{n:,.0f}" if n < 1e9 else f"{n:.1e}"
