@@ -3,8 +3,9 @@
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
 from moe_prompt import runner
@@ -13,6 +14,7 @@ from moe_prompt.pilot import pilot
 from moe_prompt.planning import plan, render, seconds_per_fit
 from moe_prompt.results import Results
 from moe_prompt.slopes import fit_rate
+from moe_prompt.study import Quantity
 from moe_prompt.summaries import by_size
 from tests.planted_rows import planted_rows
 from tests.small_study import study
@@ -75,6 +77,21 @@ def test_a_width_names_its_replicates():
     assert own.core_hours == pytest.approx(own.replicates * 4 * 3 * 0.01 / 3600, rel=1e-9)
 
 
+def test_replicates_are_those_of_the_predicted_slopes():
+    """However much the risk scatters about a floor; it decides where nothing else does."""
+    other, rng = ROWS.truth != ROWS.estimator, np.random.default_rng(0)
+    wild = ROWS.assign(excess_risk=ROWS.excess_risk * np.where(other, np.exp(2 * rng.standard_normal(len(ROWS))), 1))
+    assert plan(MANY, wild, set(), width=0.01).wanted == plan(MANY, ROWS, set(), width=0.01).wanted
+
+    class Unpredicted(type(study)):
+        def quantities(self, truth, estimator):
+            return (Quantity("excess_risk", "risk"),)
+
+    bare = Unpredicted(**{f.name: getattr(MANY, f.name) for f in fields(MANY)})
+    calm, stormy = (plan(bare, rows, set(), width=0.01).wanted[0] for rows in (ROWS, wild))
+    assert stormy.replicates > 5 * calm.replicates
+
+
 def test_more_sizes_are_named_only_where_they_are_cheaper():
     """Equal cost for every n: a longer window is cheaper. Cost as n^3: it is not."""
     flat = plan(MANY, ROWS, set(), width=0.01).wanted
@@ -87,7 +104,7 @@ def test_more_sizes_are_named_only_where_they_are_cheaper():
         def cost(self, truth, estimator, n):
             return float(n) ** 3
 
-    dear = Steep(**{name: getattr(MANY, name) for name in MANY.__dataclass_fields__})
+    dear = Steep(**{f.name: getattr(MANY, f.name) for f in fields(MANY)})
     assert len(plan(dear, steep, set(), width=0.01).wanted) == 1
 
 
