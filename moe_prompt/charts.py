@@ -75,24 +75,26 @@ class Chart:
 
     def pull(self, gradient: Tensor) -> Tensor:
         """The gradient in these coordinates: P' g."""
-        out = gradient.clone()
-        if len(self.rows):
-            row, s = self.rows, self.share
-            gi, gj = gradient[row, self.bi], gradient[row, self.bj]
-            ti, tj = gradient[row[:, None], self.ti], gradient[row[:, None], self.tj]
-            out[row, self.bi] = gi + gj
-            bent = (self.e * (self.down[:, None] * ti + self.up[:, None] * tj)).sum(1)
-            out[row, self.bj] = (1 - s) * gi - s * gj - 0.5 * bent
-            out[row[:, None], self.ti] = ti + tj
-            out[row[:, None], self.tj] = self.down[:, None] * ti - self.up[:, None] * tj
-        return out
+        return self._pull(gradient[..., None])[..., 0]
 
     def pull_twice(self, matrix: Tensor) -> Tensor:
         """P' M P."""
-        if not len(self.rows):
-            return matrix
-        half = torch.stack([self.pull(column) for column in matrix.unbind(2)], 2)
-        return torch.stack([self.pull(row) for row in half.unbind(1)], 1)
+        return self._pull(self._pull(matrix).mT).mT if len(self.rows) else matrix
+
+    def _pull(self, matrix: Tensor) -> Tensor:
+        """P' M for M (K, p, m)."""
+        out = matrix.clone()
+        if len(self.rows):
+            row, s = self.rows, self.share[:, None]
+            down, up = self.down[:, None, None], self.up[:, None, None]
+            bi, bj = matrix[row, self.bi], matrix[row, self.bj]
+            ti, tj = matrix[row[:, None], self.ti], matrix[row[:, None], self.tj]
+            out[row, self.bi] = bi + bj
+            bent = (self.e[..., None] * (down * ti + up * tj)).sum(1)
+            out[row, self.bj] = (1 - s) * bi - s * bj - 0.5 * bent
+            out[row[:, None], self.ti] = ti + tj
+            out[row[:, None], self.tj] = down * ti - up * tj
+        return out
 
     def pull_squares(self, diagonal: Tensor) -> Tensor:
         """The diagonal of P' diag(d) P: squared lengths of the coordinates' columns if nothing in them cancelled."""

@@ -122,7 +122,8 @@ class _State:
         self.objective[self.done] = torch.inf
         self.stale = ~self.done  # where the quadratic model is not that of theta
         p = theta.shape[1]
-        self.scale, self.slope = torch.ones_like(theta), torch.zeros_like(theta)
+        self.scale, self.slope, self.pulled = torch.ones_like(theta), torch.zeros_like(theta), torch.zeros_like(theta)
+        self.hessian = torch.zeros_like(self.second)
         self.values, self.vectors = torch.ones_like(theta), torch.eye(p, dtype=theta.dtype).repeat(len(theta), 1, 1)
 
     def exact(self) -> Tensor:
@@ -154,11 +155,12 @@ class _State:
         diagonal = chart.pull_twice(gram[:, :-1, :-1]).diagonal(dim1=1, dim2=2)
         diagonal = diagonal.maximum(CANCELLED * chart.pull_squares(gram.diagonal(dim1=1, dim2=2)[:, :-1]))
         self.scale[k] = scale = torch.where(diagonal > TINY, diagonal, 1.0).rsqrt() * free
-        hessian = chart.hessian(gram[:, :-1, :-1] + self.second[k], gradient)
+        self.pulled[k] = pulled = chart.pull(gradient)
+        self.hessian[k] = hessian = chart.hessian(gram[:, :-1, :-1] + self.second[k], gradient)
         hessian = hessian * scale[:, :, None] * scale[:, None]
         hessian.diagonal(dim1=1, dim2=2).add_((~free).to(hessian))
         self.values[k], self.vectors[k] = values, vectors = torch.linalg.eigh(hessian)
-        self.slope[k] = slope = (vectors.mT @ (chart.pull(gradient) * scale)[..., None])[..., 0]
+        self.slope[k] = slope = (vectors.mT @ (pulled * scale)[..., None])[..., 0]
         top = values.abs().amax(1, keepdim=True)
         decrement = (slope.square() / values.abs().clamp(min=FLAT * top)).sum(1)
         variance = 2 * self.objective[k] / max(1, self.problem.observations - p)
@@ -175,7 +177,8 @@ class _State:
         step, trial = chart.within(step, self.box)
         size = size * step.norm(dim=1) / whole
         gram = self.problem.gram(trial, k)
-        predicted = self._predicted(k, chart, step)
+        bent = (step * (self.hessian[k] @ step[..., None])[..., 0]).sum(1)
+        predicted = -(self.pulled[k] * step).sum(1) - 0.5 * bent
         gained, noise = self.objective[k] - 0.5 * gram[:, -1, -1], 32 * ROUNDING * self.objective[k]
         told = predicted.abs() > 10 * noise  # else gains are rounding
         ratio = torch.where(told, gained / predicted, 0.9).nan_to_num(nan=-1.0)
@@ -196,13 +199,10 @@ class _State:
         outward = (self.theta[k].abs() >= self.box) & (self.theta[k] * change > 0)
         self.held[k] |= outward
         inside = ~outward.any(1)
+        if bool(inside.all()):
+            return k, step, size, chart
         self.stale[k[~inside]] = True
         return k[inside], step[inside], size[inside], self.chart(k[inside], free[inside])
-
-    def _predicted(self, k: Tensor, chart: Chart, step: Tensor) -> Tensor:
-        gradient = self.gram[k, :-1, -1]
-        hessian = chart.hessian(self.gram[k, :-1, :-1] + self.second[k], gradient)
-        return -(chart.pull(gradient) * step).sum(1) - 0.5 * (step * (hessian @ step[..., None])[..., 0]).sum(1)
 
     def _move(self, k: Tensor, theta: Tensor, gram: Tensor) -> None:
         if len(k):
@@ -237,14 +237,18 @@ class _State:
 
 
 def _shift(values: Tensor, slope: Tensor, radius: Tensor, flat: Tensor) -> Tensor:
-    """lambda >= 0 with values + lambda > 0 and |slope / (values + lambda)| <= radius, equal unless lambda is least."""
-    low = (flat - values[:, 0]).clamp(min=0)
-    length = lambda shift: (slope / (values + shift[:, None])).norm(dim=1)  # noqa: E731
-    inside = length(low) <= radius
-    high = low + slope.norm(dim=1) / radius.clamp(min=TINY) + flat
-    least, low = low, low.clone()
+    """lambda >= 0 with values + lambda > 0 and |slope / (values + lambda)| <= radius, equal unless lambda is least.
+
+    By Newton's method on 1 / length, which is concave in lambda: from the least one, no step goes too far.
+    """
+    shift = (flat - values[:, 0]).clamp(min=0)
     for _ in range(60):
-        middle = torch.where(low > 0, (low * high).sqrt(), 0.5 * (low + high))
-        long = length(middle) > radius
-        low, high = torch.where(long, middle, low), torch.where(long, high, middle)
-    return torch.where(inside, least, high)
+        shifted = values + shift[:, None]
+        inner = slope / shifted
+        length = inner.norm(dim=1)
+        over = length / radius.clamp(min=TINY) - 1
+        if not bool((over > 1e-12).any()):
+            break
+        step = over * length.square() / (inner.square() / shifted).sum(1)
+        shift = torch.where(over > 1e-12, shift + step, shift)
+    return shift
