@@ -50,7 +50,7 @@ class Chart:
     """Coordinates about theta (K, p): step 0 is theta; `paired` says which problems may use those of a pair."""
 
     def __init__(self, layout: Layout, theta: Tensor, paired: Tensor) -> None:
-        self.theta, p = theta, layout.size
+        self.layout, self.theta, self.paired, p = layout, theta, paired, layout.size
         k = torch.arange(len(theta))
         self.mass = torch.full(theta.shape, p)  # whose log-weight a parameter grows with; p: none
         self.grows = torch.zeros_like(theta, dtype=torch.bool)
@@ -158,16 +158,19 @@ class Chart:
             trade = step[self.rows, self.bj].abs().clamp(min=TRADE)
             share[self.rows] = share[self.rows].minimum(TRADE / trade)
         step = step * share[:, None]
-        low, high = torch.zeros_like(share), torch.ones_like(share)
-        edge = box * (1 + 1e-13)
-        new = self.moved(step)
-        outside = (new.abs() > edge).any(1)
-        if bool(outside.any()):
-            for _ in range(50):
-                middle = 0.5 * (low + high)
-                out = (self.moved(middle[:, None] * step).abs() > edge).any(1)
-                low, high = torch.where(out, low, middle), torch.where(out, middle, high)
-            step = torch.where(outside[:, None], low[:, None] * step, step)
+        new, edge = self.moved(step), box * (1 + 1e-13)
+        k = (new.abs() > edge).any(1).nonzero()[:, 0]
+        if len(k):
+            step[k] = Chart(self.layout, self.theta[k], self.paired[k])._shortened(step[k], edge)
             new = self.moved(step)
         new = new.clamp(-box, box)
         return step, torch.where(box - new.abs() < 1e-10 * box, box * new.sign(), new)
+
+    def _shortened(self, step: Tensor, edge: float) -> Tensor:
+        """The longest parts of steps that keep every parameter within `edge`, by bisection."""
+        low, high = step.new_zeros(len(step), 1), step.new_ones(len(step), 1)
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            out = (self.moved(middle * step).abs() > edge).any(1, keepdim=True)
+            low, high = torch.where(out, low, middle), torch.where(out, middle, high)
+        return low * step
