@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from moe_prompt.over_specified import OverSpecifiedStudy
 from moe_prompt.rates import RateStudy
 from moe_prompt.study import Study
 from moe_prompt.summaries import CellSummary
@@ -46,6 +47,48 @@ def _rate_caption(study: RateStudy, cells: list[CellSummary]) -> str:
         "fits their data better; the others may have, unseen); all that gave a number are in the means."
     )
     return " ".join([*sentences, _verdict(matched, others) if complete else ""]).strip()
+
+
+@caption.register
+def _over_specified_caption(study: OverSpecifiedStudy, cells: list[CellSummary]) -> str:
+    sentences = [
+        _range_sentence([cell for cell in cells if cell.loss == loss], words)
+        for loss, words in (
+            ("D", "The Voronoi loss"),
+            ("split", "The split error"),
+            ("barycentre", "Masses and first moments together"),
+            ("function", "The distance of functions"),
+        )
+    ]
+    every = list({cell.truth: cell for cell in cells}.values())
+    missed = sum(cell.missed or 0 for cell in every)
+    return " ".join([*filter(None, sentences), _counts(every), f"In {missed} the truth fits the data better."])
+
+
+def _range_sentence(cells: list[CellSummary], what: str) -> str:
+    """The slopes of one quantity over all cells, how many agree with the prediction, and the measured constants."""
+    sloped = [cell for cell in cells if cell.slope is not None and cell.stderr is not None]
+    if not sloped:
+        return ""
+    slopes = [cell.slope for cell in sloped if cell.slope is not None]
+    sentence = f"{what} falls with slopes from {min(slopes):.3f} to {max(slopes):.3f}"
+    predicted = [cell for cell in sloped if cell.predicted_slope is not None]
+    if not predicted:
+        held = [_held(cell) for cell in cells]
+        sentence += f" of its mean, none predicted; its 90 % quantile ends at {min(held):.2f} to {max(held):.2f} times "
+        return sentence + "where it began."
+    near = [c for c in predicted if abs((c.slope or 0) - (c.predicted_slope or 0)) <= 3 * (c.stderr or 0)]
+    sentence += f", {len(near)} of {len(predicted)} within three standard errors of {predicted[0].predicted_slope:g}"
+    ratios = [cell.over_prediction for cell in predicted if cell.over_prediction is not None]
+    if ratios:
+        last = predicted[0].by_size[-1]["n"]
+        sentence += f"; at n = {last} its mean is {min(ratios):.2f} to {max(ratios):.2f} times the predicted one"
+    return sentence + "."
+
+
+def _held(cell: CellSummary) -> float:
+    """The 90 % quantile at the largest size over that at the smallest."""
+    return cell.by_size[-1]["quantile_90"] / cell.by_size[0]["quantile_90"]
 
 
 def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:

@@ -135,10 +135,10 @@ def study_show(
     if json_:
         print(json.dumps({"study": study.name, "key": study.key, "cells": [c.to_dict() for c in cells]}, indent=1))
         return
-    from moe_prompt.plotting import draw_rates
+    from moe_prompt.drawing import draw
 
     print(summaries.table(cells), caption(study, cells), sep="\n\n")
-    figure = _save(draw_rates(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}.png")
+    figure = _save(draw(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}.png")
     print(f"\nrows   {source}\nfigure {figure}")
 
 
@@ -216,19 +216,24 @@ def figures(
 ) -> None:
     """Redraw every figure from exported rows: the same rows give the same bytes."""
     from moe_prompt import archive
-    from moe_prompt.plotting import draw_rates
+    from moe_prompt.drawing import draw
+    from moe_prompt.plotting_sequences import draw_sequences
     from moe_prompt.studies import NAMES, load
 
     drawn = 0
+    suffixes = (".png", ".pdf")
     for name in NAMES:
         if not (rows / f"{name}.csv").exists():
             continue
         study = load(name)
         evidence = archive.load_evidence(study, rows, exported=True)
-        figure = draw_rates(study, evidence.rows, evidence.notes)
+        figure = draw(study, evidence.rows, evidence.notes)
         drawn += 1
-        for suffix in (".png", ".pdf"):
+        for suffix in suffixes:
             print(_save(figure, (out / name).with_suffix(suffix)))
+    sequences = draw_sequences()
+    for suffix in suffixes:
+        print(_save(sequences, (out / "bad-sequences").with_suffix(suffix)))
     require(drawn > 0, f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows.")
 
 

@@ -1,6 +1,6 @@
 r"""Over-specified studies: least squares with more atoms than the truth has, and the law it is predicted to follow.
 
-    cell (family and L, L')      D ~ n^{-1/2},  split error ~ n^{-1/4},  first moments ~ n^{-1/2},  |f_hat - f_*| ~ n^{-1/2}
+    D ~ n^{-1/2},    split error ~ n^{-1/4},    masses and first moments ~ n^{-1/2},    |f_hat - f_*| ~ n^{-1/2}
 
 where sigma_2 > 0, with constants from :mod:`moe_prompt.split_law`; where a family is not identifiable the split error
 stays where least squares happens to stop, and the first moments alone are learned.

@@ -39,7 +39,7 @@ def draw_rates(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Fi
             _panel(axis, study, cell, own, notes.get(f"limits {cell.truth} {cell.estimator}", {}))
         for axis in axes[len(cells) :]:
             axis.set_axis_off()
-        handles, labels = _legend(axes[: len(cells)])
+        handles, labels = legend(axes[: len(cells)])
         figure.legend(
             handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False, fontsize=8.5
         )
@@ -113,8 +113,8 @@ def _predicted(axis: Axes, study: Study, cell: CellSummary, n: np.ndarray, limit
         axis.set_ylim(min(bottom, cell.floor / 3), top)
 
 
-def _legend(axes: np.ndarray) -> tuple[list, list[str]]:
-    """Every label once."""
+def legend(axes: np.ndarray) -> tuple[list, list[str]]:
+    """Every label of some axes once."""
     found: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

@@ -12,7 +12,7 @@ FAMILIES = tuple(f"{gate} + {expert}" for gate in ("linear gate", "NoRGa") for e
 def build() -> OverSpecifiedStudy:
     return study(
         "norga",
-        "it is the expert, not the gate, that makes splits visible: tanh experts under both gates, no other under either",
+        "the expert, not the gate, makes splits visible: tanh experts under both gates, no other under either",
         FAMILIES,
         atoms=(1,),
     )
