@@ -81,11 +81,12 @@ def document(reports: Iterable[FamilyReport], studies: Sequence[Measured], sourc
         _HOW_TO_READ,
         "## Families in the regression model",
         _families(reports, of_families, figures),
-        "### Their studies, slope by slope",
-        _slopes(of_families, figures),
+        "## Studies in the regression model",
+        _HOW_TO_READ_STUDIES,
+        _studies(of_families, figures),
     ]
     if of_likelihood:
-        parts += ["## Likelihood models", _slopes(of_likelihood, figures)]
+        parts += ["## Likelihood models", _studies(of_likelihood, figures)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -97,6 +98,11 @@ sigma_2 = 0 it falls more slowly or not at all. Rank, bound and sigma_2 are comp
 `moe-prompt identifiability` does; the studies' truths are others. A rate is that of a family in its own model: it does
 not say which comes nearer to another's truth. Measured slopes are those of log error on log n in the study's window,
 with bootstrap standard errors."""
+
+_HOW_TO_READ_STUDIES = """\
+In brackets what theory predicts: the exponent of n, "-" where it predicts none, and then, where it gives a constant
+too, what was measured at the largest n over constant * n^exponent. Slopes are those of means, or of medians where that
+is said. Cells in which a family is fitted to another's data have no rate and are not shown."""
 
 
 def write(page: str, path: Path) -> None:
@@ -130,7 +136,7 @@ def _family(report: FamilyReport, studies: Sequence[Measured], figures: str) -> 
 
 
 def _beside(family: str, over: bool, studies: Sequence[Measured], figures: str) -> str:
-    """The slopes of a family's cells, a line for each cell."""
+    """The slopes of the first two quantities of a family's cells, a line for each cell."""
     lines: dict[tuple[str, str, str], list[str]] = {}
     for found in studies:
         for cell in found.cells:
@@ -138,8 +144,8 @@ def _beside(family: str, over: bool, studies: Sequence[Measured], figures: str) 
             if family_of(cell.truth) == family and excess is not None and (excess > 0) == over:
                 where = (found.study.name, cell.truth, cell.estimator)
                 lines.setdefault(where, []).append(f"{cell.loss} {_slope(cell)}")
-    shown = (f"{_figure(name, figures)}{_atoms(*cell)}: {', '.join(slopes)}" for (name, *cell), slopes in lines.items())
-    return "<br>".join(shown) or NOT_MEASURED
+    cells = ((f"{_figure(name, figures)}{_atoms(*cell)}", slopes[:2]) for (name, *cell), slopes in lines.items())
+    return "<br>".join(f"{where}: {', '.join(slopes)}" for where, slopes in cells) or NOT_MEASURED
 
 
 def _atoms(truth: str, estimator: str) -> str:
@@ -147,27 +153,32 @@ def _atoms(truth: str, estimator: str) -> str:
     return f" ({number.group()}, {estimator})" if number else ""
 
 
-def _slopes(studies: Sequence[Measured], figures: str) -> str:
-    """Every cell and quantity of the studies with a truth of their own family, measured or not."""
-    rows = [("study", "truth", "estimator", "error", "of", "predicted", "measured", "over constant")]
-    for found in studies:
-        summaries = {(cell.truth, cell.estimator, cell.loss): cell for cell in found.cells}
-        link = _figure(found.study.name, figures) if found.cells else found.study.name
-        for truth, estimator in found.study.cells:
-            if isinstance(found.study, LikelihoodStudy) or excess_atoms(truth, estimator) is not None:
-                for quantity in found.study.quantities(truth, estimator):
-                    cell = summaries.get((truth, estimator, quantity.name))
-                    rows.append((link, truth, estimator, *_against(quantity, cell)))
-    words = "The last column is that statistic at the largest n over constant * n^slope, where theory gives a constant."
-    return f"{_markdown(rows)}\n\n{words}"
+def _studies(studies: Sequence[Measured], figures: str) -> str:
+    """A table for each study: every cell with a truth of its own family and every quantity, measured or not."""
+    return "\n\n".join(part for found in studies for part in _study(found, figures))
 
 
-def _against(quantity: Quantity, cell: CellSummary | None) -> tuple[str, str, str, str, str]:
-    predicted = "-" if quantity.slope is None else f"n^{quantity.slope:g}"
+def _study(found: Measured, figures: str) -> tuple[str, ...]:
+    study, summaries = found.study, {(cell.truth, cell.estimator, cell.loss): cell for cell in found.cells}
+    shown = [c for c in study.cells if isinstance(study, LikelihoodStudy) or excess_atoms(*c) is not None]
+    quantities = {cell: {q.name: q for q in study.quantities(*cell)} for cell in shown}
+    names = list(dict.fromkeys(name for own in quantities.values() for name in own))
+    rows = [("truth", "estimator", *names)]
+    for cell, own in quantities.items():
+        rows.append((*cell, *(_against(own.get(name), summaries.get((*cell, name))) for name in names)))
+    link = _figure(study.name, figures) if found.cells else study.name
+    return f"**{link}**: {study.claim}.", _markdown(rows)
+
+
+def _against(quantity: Quantity | None, cell: CellSummary | None) -> str:
+    """A measured slope and in brackets its prediction and, where there is one, the ratio to the predicted constant."""
+    if quantity is None:
+        return ""
+    predicted = "-" if quantity.slope is None else f"{quantity.slope:g}"
     if cell is None:
-        return quantity.name, quantity.statistic, predicted, NOT_MEASURED, "-"
-    over = "-" if cell.over_prediction is None else f"{cell.over_prediction:.2f}"
-    return quantity.name, quantity.statistic, predicted, _slope(cell), over
+        return f"{NOT_MEASURED} ({predicted})"
+    over = "" if cell.over_prediction is None else f"; {cell.over_prediction:.2f}"
+    return f"{_slope(cell)}{' median' * (cell.statistic == 'median')} ({predicted}{over})"
 
 
 def _slope(cell: CellSummary) -> str:

@@ -59,7 +59,7 @@ class Over(Study):
         raise NotImplementedError
 
 
-OVER = Over(name="over", claim="", sizes=(100, 1000, 10_000), replicates=3, window=(100, 10_000))
+OVER = Over(name="over", claim="splits err as planted", sizes=(100, 1000, 10_000), replicates=3, window=(100, 10_000))
 
 
 def exported(folder, of, rows, notes):
@@ -138,7 +138,7 @@ def test_names_tell_how_many_atoms_are_too_many(truth, estimator, excess):
 
 
 def test_families_beside_their_slopes(small, over):
-    families, _ = tables(document(REPORTS, [small, over], "rows", "../pictures"))
+    families, *_ = tables(document(REPORTS, [small, over], "rows", "../pictures"))
     assert [row["family"] for row in families] == [r.family for r in REPORTS]
     vpt, vapt, prefix, relu, singular = families
     rows = planted_rows(study)
@@ -169,15 +169,27 @@ def test_conditions_and_rates_are_those_of_the_reports():
 
 def test_cells_beside_their_predictions(small, over):
     """A cell of another family's estimator is not there; constants are compared at the largest n."""
-    _, cells = tables(document(REPORTS, [small, over], "rows", "f"))
-    assert len(cells) == 4 + 4 and not [row for row in cells if row["estimator"] == "VPT"]
-    planted = {(row["truth"], row["error"]): row for row in cells if "over" in row["study"]}
-    first = planted["VAPT, tanh, L = 2", "D"]
-    assert (first["of"], first["predicted"], first["measured"]) == ("median", "n^-0.5", "-0.500 ± 0.000")
-    assert first["over constant"] == f"{4 / 3.2:.2f}"
-    split = planted["VAPT, tanh, L = 2", "split"]
-    assert (split["of"], split["predicted"], split["over constant"]) == ("mean", "n^-0.25", "-")
-    assert planted["prefix, non-shared, L = 1", "split"]["predicted"] == "-"
+    page = document(REPORTS, [small, over], "rows", "f")
+    _, first, second = tables(page)
+    assert [row["truth"] for row in first] == ["vpt", "vapt"] and set(first[0]) == {
+        *("truth", "estimator", "parameter", "excess_risk")
+    }
+    (vpt,) = [cell for cell in small.cells if cell.truth == cell.estimator == "vpt" and cell.loss == "excess_risk"]
+    assert first[0]["excess_risk"] == f"{vpt.slope:.3f} ± {vpt.stderr:.3f} (-1; {vpt.over_prediction:.2f})"
+    assert [(row["truth"], row["estimator"]) for row in second] == list(OVER.cells[:2])
+    assert second[0]["D"] == f"-0.500 ± 0.000 median (-0.5; {4 / 3.2:.2f})"
+    assert second[0]["split"] == "-0.250 ± 0.000 (-0.25)" and second[1]["split"].endswith("0.000 ± 0.000 (-)")
+    assert f"**[over](f/over.png)**: {OVER.claim}." in page
+
+
+def test_three_quantities_are_two_beside_a_family(tmp_path):
+    class Three(Over):
+        def quantities(self, truth, estimator):
+            return (*super().quantities(truth, estimator), Quantity("t", "again", short="again"))
+
+    of = Three(**{f.name: getattr(OVER, f.name) for f in fields(OVER)})
+    page = document(REPORTS, [exported(tmp_path, of, over_rows(), {})], "rows", "f")
+    assert "D -0.500 ± 0.000, split -0.250 ± 0.000 |" in page and "again" in tables(page)[1][0]
 
 
 def test_one_replicate_has_no_error_and_one_size_no_slope(tmp_path):
@@ -193,13 +205,13 @@ def test_studies_without_rows_are_shown_as_such(tmp_path):
     likelihood = contaminated.build()
     page = document(REPORTS, [measured(OVER, tmp_path), measured(likelihood, tmp_path)], "rows", "f")
     families, regression, likelihoods = tables(page)
-    assert {row["measured"] for row in families + regression + likelihoods} == {"not measured"} and "f/" not in page
-    told = [(row["study"], row["truth"], row["estimator"], row["error"], row["predicted"]) for row in likelihoods]
-    assert told == [
-        ("contaminated", truth, estimator, q.name, "-" if q.slope is None else f"n^{q.slope:g}")
-        for truth, estimator in likelihood.cells
-        for q in likelihood.quantities(truth, estimator)
-    ]
+    assert {row["measured"] for row in families} == {"not measured"} and "(f/" not in page
+    assert regression[0]["split"] == "not measured (-0.25)" and regression[1]["split"] == "not measured (-)"
+    for (truth, estimator), row in zip(likelihood.cells, likelihoods, strict=True):
+        told = {q.name: f"not measured ({q.slope:g})" for q in likelihood.quantities(truth, estimator)}
+        absent = dict.fromkeys(set(row) - {"truth", "estimator", *told}, "")
+        assert row == {"truth": truth, "estimator": estimator} | told | absent
+    assert any("" in row.values() for row in likelihoods)
     assert "## Likelihood models" in page and "## Likelihood models" not in document(REPORTS, [], "rows", "f")
 
 
@@ -220,7 +232,7 @@ def committed(reports):
 
 def test_slopes_of_the_page_are_those_of_the_committed_rows():
     """After the table of families, which takes long; a stale page is made again by `moe-prompt theory`."""
-    behind = "### Their studies"
+    behind = "## Studies in"
     assert PAGE.read_text(encoding="utf-8").split(behind)[1] == committed([]).split(behind)[1]
 
 
