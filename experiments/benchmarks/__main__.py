@@ -11,6 +11,7 @@ from experiments.benchmarks.machine import Unavailable, limit_threads
 
 BENCHMARKS = {
     "engine": "batched least squares against scipy.optimize.least_squares and the machine, 1 to 2 minutes",
+    "over-specified": "Newton least squares with an atom too many against scipy.optimize.least_squares, 4 minutes",
     "em": "expectation-maximization against R's flexmix, 4 minutes; needs R",
 }
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     limit_threads()  # before torch and numpy are imported
     try:
-        for result in import_module(f"experiments.benchmarks.{chosen.name}").run(chosen.quick):
+        for result in import_module(f"experiments.benchmarks.{chosen.name.replace('-', '_')}").run(chosen.quick):
             print(json.dumps({"benchmark": chosen.name, **result}), flush=True)
     except Unavailable as reason:
         print(reason, file=sys.stderr)
