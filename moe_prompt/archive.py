@@ -73,6 +73,20 @@ def export(study: Study, folder: Path, format: str = "csv") -> list[Path]:
     return [table, about]
 
 
+def restore(study: Study, folder: Path, results: Results) -> int:
+    """Put exported rows into a database that has none of this study: a run goes on from rows that were committed."""
+    if results.done(study.key):
+        return 0
+    found = _from_export(study, folder)
+    if found is None:
+        return 0
+    rows = found.rows.astype(object).where(found.rows.notna(), None).assign(study=study.key)
+    results.add(rows.to_dict("records"))
+    for name, value in found.notes.items():
+        results.note(study.key, name, value)
+    return len(rows)
+
+
 def environment() -> dict[str, Any]:
     """What a run was made with."""
     packages = {name: version(name) for name in ("moe-prompt", "torch", "numpy", "scipy", "pandas")}

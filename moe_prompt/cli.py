@@ -71,6 +71,9 @@ def study_run(
 
     study, workers = _study(name, quick, seed), _workers(jobs)
     results = Results(archive.database(out, study.name), study.columns)
+    restored = archive.restore(study, out, results)
+    if restored:
+        print(f"{study.name}: {restored} rows taken over from {out / study.name}.csv")
     results.note(study.key, "environment", archive.environment())
     try:
         with Progress(study.name) as progress:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from moe_prompt.archive import _commit, database, environment, export, load_evidence
+from moe_prompt.archive import _commit, database, environment, export, load_evidence, restore
 from moe_prompt.captions import caption
 from moe_prompt.errors import InputError
 from moe_prompt.rates import RateStudy
@@ -63,6 +63,27 @@ def test_the_same_rows_export_to_the_same_bytes(folder, tmp_path):
     assert first == second
     again = [path.read_bytes() for path in export(study, folder)]
     assert again == first
+
+
+def test_a_run_goes_on_from_an_export(folder):
+    """Every row of the export is there, to its eight digits, with the notes; rows that are there already stay."""
+    exported(folder)
+    results = Results(database(folder, "small"), study.columns)
+    assert restore(study, folder, results) == 60 and restore(study, folder, results) == 0
+    frame, notes = results.frame(study.key), results.notes(study.key)
+    results.close()
+    told = load_evidence(study, folder, exported=True)
+    shared = [name for name in told.rows if name != "message"]
+    pd.testing.assert_frame_equal(frame[shared], told.rows[shared], check_dtype=False, rtol=1e-7)
+    assert notes == told.notes
+
+
+def test_nothing_is_taken_over_from_another_study(folder):
+    exported(folder)
+    other = replace(study, seed=1)
+    results = Results(database(folder, "small"), study.columns)
+    assert restore(other, folder, results) == 0 and not results.done(other.key)
+    results.close()
 
 
 def test_provenance(folder):
