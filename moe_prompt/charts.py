@@ -24,6 +24,7 @@ from moe_prompt.regression import RegressionModel
 
 LEAST, MOST = -0.9, 9.0  # growth of a mass in one step
 TRADE = 3.0  # largest step of l
+LOPSIDED = 100.0  # an l beyond which two atoms are no pair, long before exp(l / 2) is infinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,26 +51,34 @@ class Chart:
     """Coordinates about theta (K, p): step 0 is theta; `paired` says which problems may use those of a pair."""
 
     def __init__(self, layout: Layout, theta: Tensor, paired: Tensor) -> None:
-        self.layout, self.theta, self.paired, p = layout, theta, paired, layout.size
-        k = torch.arange(len(theta))
-        self.mass = torch.full(theta.shape, p)  # whose log-weight a parameter grows with; p: none
+        self.layout, self.theta, self.paired = layout, theta, paired
+        self.mass = torch.full(theta.shape, layout.size)  # whose log-weight a parameter grows with; size: none
         self.grows = torch.zeros_like(theta, dtype=torch.bool)
         if len(layout.log_weights):
             self.mass[:, layout.own] = layout.log_weights[:, None].expand_as(layout.own)
             self.grows[:, layout.log_weights] = True
-        self.rows = (k if len(layout.pairs) else k[:0])[paired[: len(k) if len(layout.pairs) else 0]]
-        if not len(self.rows):
-            return
-        atoms = theta[self.rows][:, layout.own]
-        first, second = layout.pairs.T
+        self.rows = torch.arange(len(theta))[paired] if len(layout.pairs) else torch.arange(0)
+        if len(self.rows):
+            self._pair(*self._nearest())
+
+    def _nearest(self) -> tuple[Tensor, Tensor]:
+        """The nearest two atoms of each problem; problems where one of them outweighs the other drop out."""
+        theta, (first, second) = self.theta[self.rows], self.layout.pairs.T
+        atoms = theta[:, self.layout.own]
         nearest = (atoms[:, first] - atoms[:, second]).norm(dim=2).argmin(1)
         i, j = first[nearest], second[nearest]
-        self.bi, self.bj, self.ti, self.tj = layout.log_weights[i], layout.log_weights[j], layout.own[i], layout.own[j]
-        self.mass[self.rows[:, None], self.tj], self.grows[self.rows, self.bj] = p, False
-        row = self.rows
-        self.l = theta[row, self.bi] - theta[row, self.bj]
+        b = theta[:, self.layout.log_weights].gather(1, torch.stack([i, j], 1))
+        kept = (b[:, 0] - b[:, 1]).abs() <= LOPSIDED
+        self.rows = self.rows[kept]
+        return i[kept], j[kept]
+
+    def _pair(self, i: Tensor, j: Tensor) -> None:
+        own, log_weights, row = self.layout.own, self.layout.log_weights, self.rows
+        self.bi, self.bj, self.ti, self.tj = log_weights[i], log_weights[j], own[i], own[j]
+        self.mass[row[:, None], self.tj], self.grows[row, self.bj] = self.layout.size, False
+        self.l = self.theta[row, self.bi] - self.theta[row, self.bj]
         self.share, self.down, self.up = torch.sigmoid(self.l), torch.exp(-self.l / 2), torch.exp(self.l / 2)
-        a, c = theta[row[:, None], self.ti], theta[row[:, None], self.tj]
+        a, c = self.theta[row[:, None], self.ti], self.theta[row[:, None], self.tj]
         self.centre = self.share[:, None] * a + (1 - self.share)[:, None] * c
         self.e = (a - c) * (self.share * (1 - self.share)).sqrt()[:, None]
 

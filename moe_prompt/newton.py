@@ -159,6 +159,8 @@ class _State:
         self.hessian[k] = hessian = chart.hessian(gram[:, :-1, :-1] + self.second[k], gradient)
         hessian = hessian * scale[:, :, None] * scale[:, None]
         hessian.diagonal(dim1=1, dim2=2).add_((~free).to(hessian))
+        self.stuck[k] = bad = ~hessian.isfinite().all((1, 2))
+        hessian[bad], pulled = torch.eye(p, dtype=hessian.dtype), torch.where(bad[:, None], torch.nan, pulled)
         self.values[k], self.vectors[k] = values, vectors = torch.linalg.eigh(hessian)
         self.slope[k] = slope = (vectors.mT @ (pulled * scale)[..., None])[..., 0]
         top = values.abs().amax(1, keepdim=True)
@@ -210,7 +212,7 @@ class _State:
             self.second[k], self.stale[k] = second_order(self.problem, theta, k), True
 
     def _resize(self, k: Tensor, ratio: Tensor, accept: Tensor, size: Tensor) -> None:
-        """Half the step's length after a poor step, twice after a good one that the radius held back."""
+        """Three tenths of a poor step's length, twice the radius after a good one that it held back."""
         held = size > 0.99 * self.radius[k]
         radius = torch.where(accept & (ratio > 0.75) & held, 2 * self.radius[k], self.radius[k])
         self.radius[k] = torch.where(accept & (ratio > 0.25), radius, torch.minimum(radius, size) * 0.3)

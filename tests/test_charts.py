@@ -106,6 +106,16 @@ def test_only_problems_that_may_use_the_coordinates_of_a_pair():
     assert not torch.allclose(whole.pull(gradient), gradient)
 
 
+def test_an_atom_without_mass_is_no_half_of_a_pair():
+    model = model_of()
+    theta = torch.from_numpy(np.random.default_rng(0).standard_normal((2, model.num_parameters)))
+    i, j = nearest(atoms_of(model, theta[0])[1])
+    theta[0, i], theta[0, j] = 3000.0, -3000.0
+    chart = Chart(Layout.of(model), theta, torch.tensor([True, True]))
+    assert chart.rows.tolist() == [1]
+    assert bool(chart.moved(0.1 * theta / theta.abs()).isfinite().all())
+
+
 @pytest.mark.parametrize("options", [{"gating_bias": False}, {"num_atoms": 1}], ids=["b = 0", "one atom"])
 def test_there_is_no_pair_without_masses_or_a_second_atom(options):
     model = model_of(**options)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
+from moe_prompt import newton
 from moe_prompt.covariates import Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
@@ -354,13 +355,36 @@ def test_overflow_is_a_failure_not_a_crash():
     model = RegressionModel(frozen, expert, *maps)
     theta = torch.from_numpy(rng.standard_normal(model.num_parameters))
     data = sample(Population(model, theta, Uniform(-1.0, 1.0, DIM), 0.01), 3)
-    for size in (1e170, 1e60):
+    for size in (1e170, 1e30):
         starts = theta.repeat(3, 1, 1)
         starts[0] *= size
         starts[1, :, :ATOMS] *= size
-        fit = replace(NEWTON, first=LeastSquares(box=1e200)).fit(model, data, starts)
+        fit = replace(NEWTON, first=LeastSquares(box=1e200), max_steps=100).fit(model, data, starts)
         assert bool(fit.converged[2])
         assert size < 1e100 or fit.message[0] == "the objective is not finite at the start"
+
+
+def test_masses_that_differ_beyond_numbers_are_survived():
+    """Two atoms of which one has no mass at all: exp of half the difference would be infinite."""
+    population = truth()
+    model, data = population.model.with_atoms(ATOMS + 1), sample(population, 2)
+    starts = split(population, data, 0.3)
+    starts[0, 0, 0], starts[0, 0, 1] = 5000.0, -5000.0
+    fit = replace(NEWTON, first=LeastSquares(box=1e5)).fit(model, data, starts)
+    assert bool(fit.theta.isfinite().all()) and bool(fit.converged[1])
+
+
+def test_a_hessian_that_is_not_finite_ends_its_own_fit_only(monkeypatch):
+    population = truth("VAPT")
+    model, data = population.model.with_atoms(ATOMS + 1), sample(population, 2)
+    starts = split(population, data, 0.3)
+    good = NEWTON.fit(model, data, starts)
+    true = newton.second_order
+    broken = lambda problem, theta, k: true(problem, theta, k).masked_fill((k == 0)[:, None, None], math.inf)  # noqa: E731
+    monkeypatch.setattr(newton, "second_order", broken)
+    fit = NEWTON.fit(model, data, starts)
+    assert fit.message == ("no step lowers the objective", "converged") and fit.converged.tolist() == [False, True]
+    assert_same_fits(fit.select(torch.tensor([1])), good.select(torch.tensor([1])))
 
 
 def test_too_few_steps_are_told():
