@@ -6,52 +6,84 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from joblib.externals.loky.backend.reduction import dumps
 
 from moe_prompt import studies
+from moe_prompt.curvature import sigma_2
 from moe_prompt.errors import InputError
+from moe_prompt.likelihood import LikelihoodStudy
+from moe_prompt.mixture_starts import BesideTruth, Scattered
+from moe_prompt.over_specified import OverSpecifiedStudy
+from moe_prompt.rates import RateStudy
 from moe_prompt.studies import NAMES, load
+from moe_prompt.studies.vpt_vs_vapt import NOISE
 
 SMALL = Path(__file__).parent / "small_study.py"
-KEYS = {"vpt-vs-vapt": "06d12fe4c49b8bf5", "vpt-vs-vapt-patches": "881892079d03b60e"}
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def named(request):
-    return load(request.param)
+KEYS = {
+    "vpt-vs-vapt": "06d12fe4c49b8bf5",
+    "vpt-vs-vapt-patches": "881892079d03b60e",
+    "over-specified": "66726b209277c3c5",
+    "over-specified-low-noise": "0d63194fc4ced037",
+    "over-specified-by-two": "971b343399babdb7",
+    "over-specified-relu": "ea69f4cbe0c58aaa",
+    "non-identifiable": "81bedc16d022586f",
+    "norga": "dbd8880649346173",
+    "contaminated": "aeda8d48cab3fc88",
+    "softmax-gaussian": "60c9d5dbb11d2283",
+    "softmax-gaussian-published": "019775700d228bca",
+}
+STUDIES = {name: load(name) for name in NAMES}
 
 
 def documented(name: str) -> str:
     return (Path(studies.__file__).parent / f"{NAMES[name]}.py").read_text().split('"""')[1]
 
 
+def of_kind(kind: type) -> list[str]:
+    return [name for name, study in STUDIES.items() if isinstance(study, kind)]
+
+
+# --------------------------------------------------------------------------------------------- every study
+
+
+@pytest.fixture(params=NAMES)
+def named(request):
+    return STUDIES[request.param]
+
+
 def test_key_is_that_of_the_rows_computed_so_far(named):
     """Whoever means to change a study's content computes its rows again, and then changes this."""
-    assert named.key == KEYS[named.name] and set(KEYS) == set(NAMES)
+    assert named.key == KEYS[named.name]
+
+
+def test_every_study_has_a_key_and_no_two_the_same():
+    assert list(KEYS) == list(NAMES) and len(set(KEYS.values())) == len(KEYS)
+    assert {study.name for study in STUDIES.values()} == set(NAMES)
 
 
 def test_cost_and_command_are_as_written(named):
     text = documented(named.name)
-    fits = len(named.truths) * len(named.contenders) * len(named.sizes) * named.replicates
+    fits = len(named.cells) * len(named.sizes) * named.replicates
     assert f"moe-prompt study run {named.name} " in text and re.search(r"Cost: +(\d+) fits", text)[1] == str(fits)
+    for part in ("Claim:", "Expect:", "Setting:"):
+        assert part in text, part
 
 
-def test_design(named):
-    """All four cells; sizes over three decades; truths well inside the box, and starts that do not know them."""
-    assert list(named.truths) == list(named.contenders) == ["vpt", "vapt"]
-    assert (named.sizes[0], named.sizes[-1], named.replicates) == (100, 100_000, 100)
-    assert named.window[1] == 100_000 and sum(n >= named.window[0] for n in named.sizes) >= 5
-    for truth in named.truths.values():
-        assert float(truth.theta.abs().max()) < 0.7 * named.estimator.box
-    assert type(named.starts).__name__ == "Random"
+def test_sizes_reach_over_the_window(named):
+    """At least a decade, at least five sizes of it, to the largest; sizes in order."""
+    low, high = named.window
+    inside = [n for n in named.sizes if low <= n <= high]
+    assert list(named.sizes) == sorted(set(named.sizes)) and high == named.sizes[-1] == 100_000
+    assert len(inside) >= 5 and inside[-1] >= 10 * inside[0] and named.replicates >= 40
 
 
 def test_quick_is_a_part_that_still_has_a_slope(named):
-    quick = named.quick()
-    assert set(quick.sizes) < set(named.sizes) and quick.replicates <= named.replicates and quick.key == named.key
-    fits = len(quick.truths) * len(quick.contenders) * sum(quick.sizes) * quick.replicates
-    whole = len(named.truths) * len(named.contenders) * sum(named.sizes) * named.replicates
-    assert fits < whole / 10
+    quick, (low, high) = named.quick(), named.window
+    assert type(quick) is type(named) and quick.key == named.key and quick.cells == named.cells
+    assert set(quick.sizes) < set(named.sizes) and quick.replicates <= named.replicates
+    assert sum(low <= n <= high for n in quick.sizes) >= 2
+    assert sum(quick.sizes) * quick.replicates < sum(named.sizes) * named.replicates / 10
 
 
 def test_building_twice_gives_the_same(named):
@@ -59,14 +91,108 @@ def test_building_twice_gives_the_same(named):
     assert again.key == named.key and again is not named
 
 
+def test_quantities_are_judged_and_their_names_differ(named):
+    for cell in named.cells:
+        found = named.quantities(*cell)
+        assert {quantity.column for quantity in found} <= set(named.columns)
+        assert len({quantity.name for quantity in found}) == len(found) > 0
+
+
+# ---------------------------------------------------------------------------------------- of three kinds
+
+
+def test_kinds_are_these():
+    kinds = [of_kind(kind) for kind in (RateStudy, OverSpecifiedStudy, LikelihoodStudy)]
+    assert sorted(sum(kinds, [])) == sorted(NAMES) and all(kinds)
+
+
+@pytest.mark.parametrize("name", ["vpt-vs-vapt", "vpt-vs-vapt-patches"])
+def test_vpt_and_vapt_meet_in_four_cells(name):
+    assert STUDIES[name].cells == (("vpt", "vpt"), ("vpt", "vapt"), ("vapt", "vpt"), ("vapt", "vapt"))
+
+
+@pytest.mark.parametrize("name", [*of_kind(RateStudy), *of_kind(OverSpecifiedStudy)])
+def test_truths_are_well_inside_the_box_and_starts_do_not_know_them(name):
+    study = STUDIES[name]
+    box = study.estimator.first.box if isinstance(study, OverSpecifiedStudy) else study.estimator.box
+    for truth in study.truths.values():
+        assert float(truth.theta.abs().max()) < 0.7 * box
+    assert type(study.starts).__name__ == "Random"
+
+
+@pytest.mark.parametrize("name", of_kind(OverSpecifiedStudy))
+def test_over_specified_settings_are_as_written(name):
+    """Noise of vpt-vs-vapt or a tenth; starts, keep and box; L' = L + 1 or L + 2."""
+    study, text = STUDIES[name], " ".join(documented(name).split())
+    noise = NOISE / 10 if name == "over-specified-low-noise" else NOISE
+    assert {truth.noise for truth in study.truths.values()} == {noise} and f"noise {noise:g}" in text.lower()
+    assert (study.starts.count, study.estimator.keep, study.estimator.first.box) == (48, 3, 3.0)
+    assert "48" in text and "keep = 3" in text and "box [-3, 3]" in text.replace("box of the fits is", "box")
+    extra = 2 if name == "over-specified-by-two" else 1
+    assert study.extra == extra
+    for (truth, estimator), population in zip(study.cells, study.truths.values(), strict=True):
+        assert truth.endswith(f", L = {population.model.num_atoms}")
+        assert estimator == f"L' = {population.model.num_atoms + extra}"
+
+
+def test_low_noise_and_two_more_have_the_same_truths():
+    first = STUDIES["over-specified"]
+    for name in ("over-specified-low-noise", "over-specified-by-two"):
+        assert list(STUDIES[name].truths) == list(first.truths) and STUDIES[name].smooth == first.smooth
+        for truth, population in STUDIES[name].truths.items():
+            assert torch.equal(population.theta, first.truths[truth].theta)
+
+
+@pytest.mark.parametrize("name", ["over-specified", "over-specified-relu", "non-identifiable", "norga"])
+def test_smooth_truths_are_those_with_a_positive_sigma_2(name):
+    """Of every atom; relu has none at all."""
+    study = STUDIES[name]
+    for cell, population in study.truths.items():
+        if "relu" in cell:
+            assert cell not in study.smooth
+            continue
+        nodes, atoms = population.covariates.nodes(343), range(population.model.num_atoms)
+        gone = {sigma_2(population.model, population.theta, nodes, j, starts=32).vanishes for j in atoms}
+        assert gone == {cell not in study.smooth}, cell
+
+
+@pytest.mark.parametrize("name", of_kind(OverSpecifiedStudy))
+def test_predictions_are_those_of_smooth_truths(name):
+    study = STUDIES[name]
+    for truth, estimator in study.cells:
+        slopes = {quantity.column: quantity.slope for quantity in study.quantities(truth, estimator)}
+        own = (-0.5, -0.25) if truth in study.smooth else (None, None)
+        assert (slopes["parameter_loss"], slopes["split_error"]) == own
+        assert slopes["first_moment_error"] == slopes["function_error"] == -0.5
+
+
+@pytest.mark.parametrize("name", of_kind(LikelihoodStudy))
+def test_likelihood_settings_are_as_written(name):
+    """Starts know nothing of the truth, but where published ones do; a surplus of experts where the names say so."""
+    study, count = STUDIES[name], {"two": 2, "three": 3, "four": 4}
+    kind = BesideTruth if name == "softmax-gaussian-published" else Scattered
+    for truth, estimator in study.cells:
+        contender = study.contenders[estimator]
+        assert type(contender.starts) is kind
+        for n in (study.sizes[0], study.sizes[-1]):
+            population = study.truths[truth].at(n)
+            assert len(population.theta) == population.model.num_parameters
+            model = contender.fitted(study.truths[truth], n)
+            if estimator in count:
+                assert model.num_experts == count[estimator] and population.model.num_experts == count[truth]
+            else:
+                assert type(model) is type(population.model)
+
+
 @pytest.mark.slow
-def test_floors_and_leverage_are_as_written(named):
-    text = documented(named.name)
+@pytest.mark.parametrize("name", of_kind(RateStudy))
+def test_floors_and_leverage_are_as_written(name):
+    study, text = STUDIES[name], documented(name)
     for value, estimator, truth in re.findall(r"([\d.]+) \((VP?A?PT) on (VP?A?PT) data\)", text):
-        floor = named.limits(truth.lower(), estimator.lower()).floor
+        floor = study.limits(truth.lower(), estimator.lower()).floor
         assert floor == pytest.approx(float(value), rel=0.05)
     for value in re.findall(r"leverage (\d+)", text):
-        assert named.limits("vapt", "vapt").leverage == pytest.approx(float(value), rel=0.05)
+        assert study.limits("vapt", "vapt").leverage == pytest.approx(float(value), rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------- users' files
@@ -91,8 +217,6 @@ study = replace(runpy.run_path({str(SMALL)!r})["study"], starts=Shifted())
 @pytest.mark.parametrize("name", ["own.py", "torch.py", "my study-2.py"])
 def test_a_users_file(tmp_path, name):
     """With a dataclass under postponed annotations, and named like a library."""
-    import torch
-
     (tmp_path / name).write_text(OWN)
     before = set(sys.modules)
     study = load(str(tmp_path / name))

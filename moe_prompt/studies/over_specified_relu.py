@@ -1,4 +1,16 @@
-"""DOC"""
+"""One prompt too many for VAPT with relu units: no sigma_2, so what is measured is what there is.
+
+Claim: none of a split. A relu unit has a kink in its parameters, no second derivative in L2 and no sigma_2, and theory
+here is silent on its splits; masses, first moments and the function are expected to be learned at n^-1/2.
+
+Command: moe-prompt study run over-specified-relu      (--quick for a picture in a few minutes)
+Cost:    1000 fits
+Expect:  slope -0.50 of masses and first moments and of the function; of D and the split error nothing is predicted.
+
+Setting: that of over-specified, one hidden unit, losses up to positive scaling of units; noise 0.02 as in vpt-vs-vapt,
+truths drawn once and none rejected, box [-3, 3], 48 starts and keep = 3. Pilots of up to 24 replicates at n <= 1e4,
+with the seed of this study, settled these. Newton's second derivatives are those on either side of the kink.
+"""
 
 from __future__ import annotations
 
