@@ -103,7 +103,7 @@ def test_quantities_are_judged_and_their_names_differ(named):
 
 def test_kinds_are_these():
     kinds = [of_kind(kind) for kind in (RateStudy, OverSpecifiedStudy, LikelihoodStudy)]
-    assert sorted(sum(kinds, [])) == sorted(NAMES) and all(kinds)
+    assert sorted(name for names in kinds for name in names) == sorted(NAMES) and all(kinds)
 
 
 @pytest.mark.parametrize("name", ["vpt-vs-vapt", "vpt-vs-vapt-patches"])
