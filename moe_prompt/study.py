@@ -70,11 +70,14 @@ class Study(ABC):
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
         require(self.seed >= 0, f"study {self.name}: a seed is an integer of at least 0: got {self.seed}.")
         require(self.replicates >= 1, f"study {self.name} needs at least one replicate: got {self.replicates}.")
-        low, high = self.window
         require(
-            sum(low <= n <= high for n in self.sizes) >= 2,
+            self._has_slope(self.sizes),
             f"study {self.name}: the window {self.window} needs at least two of the sizes {self.sizes}.",
         )
+
+    def _has_slope(self, sizes: tuple[int, ...]) -> bool:
+        low, high = self.window
+        return sum(low <= n <= high for n in sizes) >= 2
 
     @property
     @abstractmethod
@@ -119,9 +122,10 @@ class Study(ABC):
 
     def quick(self: S) -> S:
         """A few sizes and replicates of the same study: its rows are among the full one's."""
+        few = (self.sizes[:-1:2], self.sizes[:-1], self.sizes)
         return replace(
             self,
-            sizes=self.quick_sizes or self.sizes[:-1:2],
+            sizes=self.quick_sizes or next(sizes for sizes in few if self._has_slope(sizes)),
             replicates=min(self.quick_replicates, self.replicates),
         )
 

@@ -171,3 +171,11 @@ def test_studies_that_cannot_be(change, words):
 
 def test_matched_by_name():
     assert study.matched("vpt", "vpt") and not study.matched("vpt", "vapt")
+
+
+def test_quick_without_sizes_of_its_own_still_has_a_slope():
+    """Every second size but the last, unless fewer than two of them are in the window."""
+    three = replace(study, quick_sizes=(), sizes=(23, 61, 157), window=(61, 157))
+    assert three.quick().sizes == (23, 61, 157)
+    assert replace(three, sizes=(23, 61, 89, 157)).quick().sizes == (23, 61, 89)
+    assert replace(three, sizes=(23, 61, 89, 157, 301), window=(23, 157)).quick().sizes == (23, 89)
