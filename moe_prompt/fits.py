@@ -59,10 +59,10 @@ def best_of(result: FitResult, starts: int, keep: int) -> FitResult:
 def distinct_best(result: FitResult, starts: int, keep: int, gap: Tensor) -> FitResult:
     """The same, but of fits whose objectives follow each other by less than `gap` (replicates,) only the first.
 
-    Those are one minimum found several times; they fill up where there are too few others.
+    Those are one minimum found several times; they fill up where there are too few others, before failed fits.
     """
     objective = torch.where(result.objective.isfinite(), result.objective, torch.inf).unflatten(0, (-1, starts))
     ordered, order = objective.sort(dim=1, stable=True)
-    again = torch.nn.functional.pad(ordered.diff(dim=1) <= gap[:, None], (1, 0))
+    again = torch.nn.functional.pad(ordered.diff(dim=1) <= gap[:, None], (1, 0)) | ordered.isinf()
     order = order.gather(1, again.to(torch.int8).argsort(dim=1, stable=True))[:, :keep]
     return result.select((order + starts * torch.arange(len(order))[:, None]).flatten())

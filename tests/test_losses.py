@@ -8,7 +8,15 @@ import torch
 from moe_prompt.activations import ACTIVATIONS
 from moe_prompt.alignment import ENUMERATED
 from moe_prompt.errors import InputError
-from moe_prompt.losses import ExcessRisk, FunctionDistance, VoronoiLoss, barycentre_error, split_error
+from moe_prompt.losses import (
+    ExcessRisk,
+    FunctionDistance,
+    VoronoiLoss,
+    barycentre_error,
+    first_moment_error,
+    split_error,
+    voronoi_cells,
+)
 from moe_prompt.measures import MixingMeasure
 from moe_prompt.symmetries import HiddenUnits, NoSymmetry, Symmetry
 
@@ -230,6 +238,93 @@ def test_a_balanced_split_has_no_drift_and_empty_cells_have_no_error():
     assert barycentre_error(estimated, true).tolist() == pytest.approx([0.0, 0.0])
     massless = points([1.0, 0.0], [[0.0, 0.0], [5.0, 0.0]])
     assert split_error(points([1.0], [[5.0, 0.1]]), massless).tolist() == [0.0, 0.0]
+
+
+def moments_of(estimated: tuple, true: tuple, labels: tuple[int, ...]) -> float:
+    """Drift of masses and first moments when fitted atom i is given to true atom labels[i]."""
+    (b, w1, _), (b_star, w1_star, _) = estimated, true
+    total = 0.0
+    for j in range(len(b_star)):
+        mass, moment = -math.exp(b_star[j]), np.zeros_like(w1_star[j])
+        for i in range(len(b)):
+            if labels[i] == j:
+                mass += math.exp(b[i])
+                moment += math.exp(b[i]) * (w1[i] - w1_star[j])
+        total += abs(mass) + norm(moment)
+    return total
+
+
+def test_first_moments_by_plain_loops_over_assignments():
+    """All 3^5 of them; the nearest atoms' is seldom the least."""
+    rng = np.random.default_rng(9)
+    estimated, true = draw(rng, 7, 5), draw(rng, 7, 3)
+    got, nearest = first_moment_error(estimated, true), voronoi_cells(estimated, true)
+    better = 0
+    for n in range(7):
+        costs = {
+            labels: moments_of(plain(estimated, n), plain(true, n), labels)
+            for labels in itertools.product(range(3), repeat=5)
+        }
+        assert math.isclose(float(got[n]), min(costs.values()), rel_tol=1e-10)
+        better += costs[tuple(nearest[n].tolist())] > min(costs.values()) * (1 + 1e-9)
+    assert better >= 3
+    assert first_moment_error(estimated.select(4), true.select(4)).shape == ()
+
+
+def test_first_moments_of_small_splits_are_cells_masses_and_barycentres():
+    rng = np.random.default_rng(10)
+    true = draw(rng, 6, 3)
+    estimated = disguise(rng, true, None)
+    estimated = MixingMeasure(
+        estimated.log_weights + 0.02 * torch.from_numpy(rng.standard_normal((6, 6))),
+        {"w1": estimated.atoms["w1"] + 0.02 * torch.from_numpy(rng.standard_normal((6, 6, 2, 3)))},
+        estimated.shared,
+    )
+    cells, expected = voronoi_cells(estimated, true), torch.zeros(6, dtype=torch.float64)
+    drift = barycentre_error(estimated, true)
+    for n in range(6):
+        for j in range(3):
+            mass = float(estimated.weights[n][cells[n] == j].sum())
+            star = float(true.weights[n, j])
+            expected[n] += abs(mass - star) + star * drift[n, j]
+    torch.testing.assert_close(first_moment_error(estimated, true), expected, rtol=1e-10, atol=0.0)
+
+
+def test_first_moments_of_the_same_measure_are_its_own_whatever_its_labels():
+    """Atoms shuffled, hidden units permuted and turned: zero; and no label of a truth matters."""
+    rng = np.random.default_rng(11)
+    true = draw(rng, 5, 3)
+    same = disguise(rng, true, "tanh")
+    assert first_moment_error(same, true, units("tanh")).max() < 1e-12 < first_moment_error(same, true).min()
+    estimated = draw(rng, 5, 4)
+    shuffled = estimated.take_atoms(torch.tensor([2, 0, 3, 1]).expand(5, 4))
+    relabelled = true.take_atoms(torch.tensor([2, 0, 1]).expand(5, 3))
+    torch.testing.assert_close(
+        first_moment_error(shuffled, relabelled), first_moment_error(estimated, true), rtol=1e-12, atol=0.0
+    )
+
+
+def test_first_moments_see_through_splits_that_cross_cells():
+    """Two atoms an arm's length apart, one split by three: half of it lies in the other's cell, centres stay."""
+    true = points([1.0, 0.5], [[0.0, 0.0], [1.0, 0.0]])
+    estimated = points([0.5, 0.5, 0.5], [[-3.0, 0.0], [3.0, 0.0], [1.0, 0.0]])
+    assert voronoi_cells(estimated, true).tolist() == [0, 1, 1]
+    assert float(first_moment_error(estimated, true)) < 1e-12
+    assert barycentre_error(estimated, true).tolist() == pytest.approx([1.5, 2.0])
+    moved = points([0.5, 0.5, 0.5], [[-3.0, 0.02], [3.0, 0.0], [1.0, 0.0]])
+    assert float(first_moment_error(moved, true)) == pytest.approx(0.01)
+    light = points([0.5, 0.5, 0.4], [[-3.0, 0.0], [3.0, 0.0], [1.0, 0.0]])
+    assert float(first_moment_error(light, true)) == pytest.approx(0.1)
+
+
+def test_first_moments_of_too_many_atoms_are_refused_and_a_failed_fit_is_nan():
+    rng = np.random.default_rng(12)
+    with pytest.raises(InputError, match=r"8 atoms to 3 takes 3\^8 trials, more than 5000: use barycentre_error"):
+        first_moment_error(draw(rng, 2, 8), draw(rng, 2, 3))
+    true, estimated = draw(rng, 3, 2), draw(rng, 3, 3)
+    estimated.atoms["w1"][1] = math.nan
+    got = first_moment_error(estimated, true)
+    assert got.isnan().tolist() == [False, True, False]
 
 
 def quadratic(theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
