@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from moe_prompt.likelihood import LikelihoodStudy
 from moe_prompt.over_specified import OverSpecifiedStudy
 from moe_prompt.rates import RateStudy
 from moe_prompt.study import Study
@@ -65,6 +66,17 @@ def _over_specified_caption(study: OverSpecifiedStudy, cells: list[CellSummary])
     return " ".join([*filter(None, sentences), _counts(every), f"In {missed} the truth fits the data better."])
 
 
+@caption.register
+def _likelihood_caption(study: LikelihoodStudy, cells: list[CellSummary]) -> str:
+    by_loss = {cell.loss: [other for other in cells if other.loss == cell.loss] for cell in cells}
+    sentences = [
+        _range_sentence(group, f"{group[0].label[:1].upper()}{group[0].label[1:]}") for group in by_loss.values()
+    ]
+    every = list({(cell.truth, cell.estimator): cell for cell in cells}.values())
+    missed = sum(cell.missed or 0 for cell in every)
+    return " ".join([*filter(None, sentences), _counts(every), f"In {missed} the truth has the higher likelihood."])
+
+
 def _range_sentence(cells: list[CellSummary], what: str) -> str:
     """The slopes of one quantity over all cells, how many agree with the prediction, and the measured constants."""
     sloped = [cell for cell in cells if cell.slope is not None and cell.stderr is not None]
@@ -78,12 +90,18 @@ def _range_sentence(cells: list[CellSummary], what: str) -> str:
         sentence += f" of its mean, none predicted; its 90 % quantile ends at {min(held):.2f} to {max(held):.2f} times "
         return sentence + "where it began."
     near = [c for c in predicted if abs((c.slope or 0) - (c.predicted_slope or 0)) <= 3 * (c.stderr or 0)]
-    sentence += f", {len(near)} of {len(predicted)} within three standard errors of {predicted[0].predicted_slope:g}"
+    sentence += f", {len(near)} of {len(predicted)} within three standard errors of {_predictions(predicted)}"
     ratios = [cell.over_prediction for cell in predicted if cell.over_prediction is not None]
     if ratios:
-        last = predicted[0].by_size[-1]["n"]
-        sentence += f"; at n = {last} its mean is {min(ratios):.2f} to {max(ratios):.2f} times the predicted one"
+        last, statistic = predicted[0].by_size[-1]["n"], predicted[0].statistic
+        sentence += f"; at n = {last} its {statistic} is {min(ratios):.2f} to {max(ratios):.2f} times the predicted one"
     return sentence + "."
+
+
+def _predictions(cells: list[CellSummary]) -> str:
+    """The predicted slope, or that there are several."""
+    found = {round(cell.predicted_slope or 0, 4) for cell in cells}
+    return f"{found.pop():g}" if len(found) == 1 else "their predictions"
 
 
 def _held(cell: CellSummary) -> float:

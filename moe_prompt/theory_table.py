@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_prompt import archive
+from moe_prompt.captions import caption
 from moe_prompt.errors import InputError
 from moe_prompt.likelihood import LikelihoodStudy
 from moe_prompt.limits import FamilyReport
@@ -167,7 +168,8 @@ def _study(found: Measured, figures: str) -> tuple[str, ...]:
     for cell, own in quantities.items():
         rows.append((*cell, *(_against(own.get(name), summaries.get((*cell, name))) for name in names)))
     link = _figure(study.name, figures) if found.cells else study.name
-    return f"**{link}**: {study.claim}.", _markdown(rows)
+    parts = (f"**{link}**: {study.claim}.", _markdown(rows))
+    return (*parts, caption(study, list(found.cells))) if found.cells else parts
 
 
 def _against(quantity: Quantity | None, cell: CellSummary | None) -> str:
