@@ -13,8 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from moe_prompt import archive, cli, studies
+from moe_prompt import archive, cli, plotting_sequences, studies
 from moe_prompt.rates import RateStudy
 from moe_prompt.results import KEY, Results
 from moe_prompt.runner import run as run_study
@@ -362,25 +363,41 @@ def test_export_prints_what_it_wrote(command, tmp_path):
 
 def test_list_names_every_study(command):
     code, shown, _ = command("study", "list")
-    assert code == 0 and [line.split()[:2] for line in shown.splitlines()] == [[name, "5200"] for name in studies.NAMES]
+    told = [line.split(maxsplit=3) for line in shown.splitlines()]
+    assert code == 0 and [name for name, *_ in told] == list(studies.NAMES)
+    for name, fits, word, claim in told:
+        text = (Path(studies.__file__).parent / f"{studies.NAMES[name]}.py").read_text()
+        assert re.search(r"Cost: +(\d+) fits", text)[1] == fits and word == "fits"
+        assert claim == studies.load(name).claim
+
+
+def three_points() -> Figure:
+    figure = Figure()
+    figure.subplots().plot([1, 2, 3])
+    return figure
 
 
 def test_figures_are_equal_bytes_and_of_the_export_alone(command, monkeypatch, tmp_path):
     monkeypatch.setattr(studies, "NAMES", {"small": "small", "absent": "absent"})
     monkeypatch.setattr(studies, "load", lambda name: study)
+    monkeypatch.setattr(plotting_sequences, "draw_sequences", three_points)  # test_plotting_sequences draws the whole
     command("study", "export", "small", "--out", stored(tmp_path / "a"))
     results = Results(archive.database(tmp_path / "a", "small"), RateStudy.columns)
     with results.connection as database:
         database.execute("UPDATE fits SET excess_risk = 2 * excess_risk")
     results.close()
     code, shown, _ = command("figures", "--rows", "a", "--out", "one")
-    assert code == 0 and shown.split() == ["one/small.png", "one/small.pdf"]
+    assert code == 0
+    assert shown.split() == [
+        f"one/{name}{suffix}" for name in ("small", "bad-sequences") for suffix in (".png", ".pdf")
+    ]
     (tmp_path / "a" / "small.sqlite").unlink()
     assert command("figures", "--rows", "a", "--out", "two")[0] == 0
-    for name in ("small.png", "small.pdf"):
-        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
-        assert one == two and len(one) > 10_000
-    assert b"Date" not in one and b"matplotlib" not in one.lower()
+    for name in ("small", "bad-sequences"):
+        for suffix in (".png", ".pdf"):
+            one, two = ((tmp_path / folder / f"{name}{suffix}").read_bytes() for folder in ("one", "two"))
+            assert one == two and len(one) > (10_000 if name == "small" else 1000)
+            assert b"Date" not in one and b"matplotlib" not in one.lower()
 
 
 def test_view_writes_its_figure(command, tmp_path):
