@@ -57,7 +57,7 @@ def _over_specified_caption(study: OverSpecifiedStudy, cells: list[CellSummary])
         for loss, words in (
             ("D", "The Voronoi loss"),
             ("split", "The split error"),
-            ("barycentre", "Masses and first moments together"),
+            ("barycentre", "The drift of masses and first moments"),
             ("function", "The distance of functions"),
         )
     ]
@@ -78,24 +78,35 @@ def _likelihood_caption(study: LikelihoodStudy, cells: list[CellSummary]) -> str
 
 
 def _range_sentence(cells: list[CellSummary], what: str) -> str:
-    """The slopes of one quantity over all cells, how many agree with the prediction, and the measured constants."""
+    """The slopes of one quantity over all cells: those that have a prediction, then those that have none."""
     sloped = [cell for cell in cells if cell.slope is not None and cell.stderr is not None]
-    if not sloped:
-        return ""
-    slopes = [cell.slope for cell in sloped if cell.slope is not None]
-    sentence = f"{what} falls with slopes from {min(slopes):.3f} to {max(slopes):.3f}"
     predicted = [cell for cell in sloped if cell.predicted_slope is not None]
-    if not predicted:
-        held = [_held(cell) for cell in cells]
-        sentence += f" of its mean, none predicted; its 90 % quantile ends at {min(held):.2f} to {max(held):.2f} times "
-        return sentence + "where it began."
+    others = [cell for cell in sloped if cell.predicted_slope is None]
+    sentences = [f"{what} falls with slopes {_slopes(predicted)}{_agreement(predicted)}."] if predicted else []
+    if others:
+        held = [_held(cell) for cell in others]
+        sentences.append(
+            f"{'In the other cells it' if predicted else what} falls with slopes {_slopes(others)} of its "
+            f"{others[0].statistic}, none predicted; its 90 % quantile ends at {min(held):.2f} to {max(held):.2f} "
+            "times where it began."
+        )
+    return " ".join(sentences)
+
+
+def _slopes(cells: list[CellSummary]) -> str:
+    slopes = [cell.slope for cell in cells if cell.slope is not None]
+    return f"from {min(slopes):.3f} to {max(slopes):.3f}"
+
+
+def _agreement(predicted: list[CellSummary]) -> str:
+    """How many slopes agree with their predictions, and the measured constants."""
     near = [c for c in predicted if abs((c.slope or 0) - (c.predicted_slope or 0)) <= 3 * (c.stderr or 0)]
-    sentence += f", {len(near)} of {len(predicted)} within three standard errors of {_predictions(predicted)}"
+    words = f", {len(near)} of {len(predicted)} within three standard errors of {_predictions(predicted)}"
     ratios = [cell.over_prediction for cell in predicted if cell.over_prediction is not None]
     if ratios:
         last, statistic = predicted[0].by_size[-1]["n"], predicted[0].statistic
-        sentence += f"; at n = {last} its {statistic} is {min(ratios):.2f} to {max(ratios):.2f} times the predicted one"
-    return sentence + "."
+        words += f"; at n = {last} its {statistic} is {min(ratios):.2f} to {max(ratios):.2f} times the predicted one"
+    return words
 
 
 def _predictions(cells: list[CellSummary]) -> str:

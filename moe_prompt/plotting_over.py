@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -54,12 +55,12 @@ def _panel(
 ) -> None:
     axis.set(xscale="log", yscale="log")
     words = []
-    for cell, colour in zip(cells, COLOURS, strict=False):
+    for cell, colour in zip(cells, cycle(COLOURS), strict=False):
         own = rows[(rows.truth == cell.truth) & (rows.estimator == cell.estimator)]
         errors = by_size(own, cell.column)
         n = np.array(sorted(errors), float)
         low, middle, high = (np.array([np.quantile(errors[k], q) for k in n]) for q in (0.1, 0.5, 0.9))
-        atoms = cell.truth.rsplit(", ", 1)[1]
+        atoms = cell.truth.removeprefix(family_of(cell.truth)).removeprefix(", ") or cell.estimator
         axis.fill_between(n, low, high, color=colour, alpha=0.15, lw=0, label=f"{atoms}: 10 % to 90 % of replicates")
         axis.plot(n, middle, ":", color=colour, lw=1.2, label=f"{atoms}: median")
         axis.plot(n, [errors[k].mean() for k in n], "o-", color=colour, ms=3, lw=1, label=f"{atoms}: mean")
