@@ -28,7 +28,8 @@ FLAT, BENT = 1e-12, 1e-9  # of the largest eigenvalue: what is flat in a step; w
 NARROW = 1e-11  # a radius at which no step is left
 CANCELLED = 1e-12  # of the squared length of a pair's columns: below this, their difference is rounding
 SADDLE = 1e-2  # standard errors: a stationary point
-SAME = 0.3  # s^2: objectives nearer than this are one minimum
+SAME = 0.3  # s^2: of rough fits, objectives nearer than this are one minimum
+AGAIN, HOPELESS = 3e-3, 50.0  # s^2: of fits that ended, one minimum; a minimum that will not be the best
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,27 @@ class NewtonLeastSquares(Estimator):
 
     def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
         check(model, data, starts)
-        rungs = self.first.rungs(data)
-        for rung, stride in enumerate([*rungs, 1]):
+        *smaller, whole = [*self.first.rungs(data), 1]
+        problem = Problem.of(model, data, starts.shape[1], (*smaller, whole)[0])
+        rough = self.first.minimise(problem, starts.flatten(0, 1), self.handover, self.handover_steps, 1e-2)
+        rough = distinct_best(rough, starts.shape[1], self.keep, SAME * _variance(problem, rough.objective))
+        starts, spare = rough.theta.unflatten(0, (len(data), -1)), torch.zeros(len(rough.theta), dtype=torch.bool)
+        for stride in smaller:
             problem = Problem.of(model, data, starts.shape[1], stride)
-            theta = starts.flatten(0, 1)
-            if rung == 0:
-                rough = self.first.minimise(problem, theta, self.handover, self.handover_steps, 1e-2)
-                best = rough.objective.nan_to_num(nan=torch.inf).unflatten(0, (len(data), -1)).amin(1)
-                gap = SAME * 2 * best / max(1, problem.observations - model.num_parameters)
-                rough = distinct_best(rough, starts.shape[1], self.keep, gap)
-                problem, theta = replace(problem, starts=len(rough.theta) // len(data), chunks={}), rough.theta
-            last = stride == 1
-            tolerance, steps = (self.tolerance, self.max_steps) if last else (self.rung_tolerance, self.rung_steps)
-            found = self.polish(problem, theta, tolerance, steps)
-            starts = found.theta.unflatten(0, (len(data), -1))
+            found = self.polish(problem, starts.flatten(0, 1), self.rung_tolerance, self.rung_steps, spare)
+            starts, spare = found.theta.unflatten(0, (len(data), -1)), _spare(problem, found.objective)
+        problem = Problem.of(model, data, starts.shape[1], whole)
+        found = self.polish(problem, starts.flatten(0, 1), self.tolerance, self.max_steps, spare)
         return best_of(found, problem.starts, 1)
 
-    def polish(self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int) -> FitResult:
-        """Every problem from its own theta (K, p) to the minimum below it."""
+    def polish(
+        self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, spare: Tensor | None = None
+    ) -> FitResult:
+        """Every problem from its own theta (K, p) to the minimum below it; those in `spare` (K,) are given up."""
         state = _State(problem, theta, self.first.box)
+        if spare is not None:
+            state.done |= spare
+            state.objective[spare] = torch.inf
         for step in range(max_steps + 1):
             state.judge(tolerance)
             if step == max_steps or bool(state.done.all()):
@@ -92,6 +95,21 @@ class NewtonLeastSquares(Estimator):
             tuple(_reason(*reason, self.max_steps) for reason in told),
             state.escaped,
         )
+
+
+def _variance(problem: Problem, objective: Tensor) -> Tensor:
+    """s^2 of every replicate, from the best of its fits."""
+    best = objective.nan_to_num(nan=torch.inf).unflatten(0, (-1, problem.starts)).amin(1)
+    return 2 * best / max(1, problem.observations - problem.model.num_parameters)
+
+
+def _spare(problem: Problem, objective: Tensor) -> Tensor:
+    """Fits of a smaller sample that are another's minimum again, or so much worse that no larger one will choose them."""
+    ordered, order = objective.unflatten(0, (-1, problem.starts)).sort(dim=1, stable=True)
+    variance = _variance(problem, objective)[:, None]
+    again = torch.nn.functional.pad(ordered.diff(dim=1) <= AGAIN * variance, (1, 0))
+    spare = again | ~(ordered - ordered[:, :1] <= HOPELESS * variance)
+    return torch.zeros_like(spare).scatter(1, order, spare).flatten()
 
 
 def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:
