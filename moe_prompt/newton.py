@@ -11,7 +11,7 @@ minimum, by the length of the Newton step in standard errors, sqrt(g' H^-1 g / (
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float64
@@ -104,7 +104,7 @@ def _variance(problem: Problem, objective: Tensor) -> Tensor:
 
 
 def _spare(problem: Problem, objective: Tensor) -> Tensor:
-    """Fits of a smaller sample that are another's minimum again, or so much worse that no larger one will choose them."""
+    """Fits of a smaller sample that are a minimum found before, or one so high that no larger sample chooses it."""
     ordered, order = objective.unflatten(0, (-1, problem.starts)).sort(dim=1, stable=True)
     variance = _variance(problem, objective)[:, None]
     again = torch.nn.functional.pad(ordered.diff(dim=1) <= AGAIN * variance, (1, 0))
