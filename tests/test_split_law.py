@@ -226,6 +226,34 @@ def test_loss_and_barycentre_in_one_dimension(in_one_dimension):
         assert found == pytest.approx(sample.mean(), abs=6 * sample.std() * math.sqrt(1 / draws + 1 / many))
 
 
+@pytest.mark.parametrize("name", ["VPT, L = 2", "VAPT, tanh"])
+def test_sizes_and_losses_of_given_splits_by_loops(name):
+    """t_j^2 = sum of |a|^2 in cell j; D of masses, drifts of whole atoms, squares of split ones, shared parameters."""
+    model, theta, _ = SETTINGS[name]()
+    rng, draws = np.random.default_rng(9), 7
+    q = len(Atom(model, theta, 0).vector)
+    cells, a = rng.integers(2, size=(draws, 2)), rng.standard_normal((draws, 2, q))
+    sizes = module._sizes(model, theta, torch.from_numpy(cells), torch.from_numpy(a))
+    u = rng.standard_normal((draws, len(theta)))
+    places = [Atom(model, theta, j).places.numpy() for j in range(2)]
+    others = sorted(set(range(2, len(theta))) - set(np.concatenate(places).tolist()))
+    assert (len(others) > 0) == (name == "VAPT, tanh")
+    losses, drifts = [], []
+    for n in range(draws):
+        loss, drift = sum(math.exp(theta[j]) for j in range(2)) * np.linalg.norm(u[n, others]), 0.0
+        for j in range(2):
+            square = sum(a[n, k] @ a[n, k] for k in range(2) if cells[n, k] == j)
+            assert float(sizes[n, j]) == pytest.approx(math.sqrt(square), rel=1e-6)
+            moved = np.linalg.norm(u[n, places[j]])
+            loss += math.exp(theta[j]) * (abs(u[n, j]) + (square if j in cells[n] else moved))
+            drift += moved
+        losses.append(loss)
+        drifts.append(drift)
+    found = module._losses(model, theta, torch.from_numpy(u), sizes)
+    assert found == pytest.approx((np.mean(losses), np.mean(drifts)), rel=1e-6)
+    assert 0 < (cells[:, 0] == cells[:, 1]).sum() < draws
+
+
 # ---------------------------------------------------------------------------------------------- invariances
 
 
