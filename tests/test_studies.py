@@ -58,7 +58,7 @@ def test_key_is_that_of_the_rows_computed_so_far(named):
 
 
 def test_every_study_has_a_key_and_no_two_the_same():
-    assert list(KEYS) == list(NAMES) and len(set(KEYS.values())) == len(KEYS)
+    assert set(KEYS) == set(NAMES) and len(set(KEYS.values())) == len(KEYS)
     assert {study.name for study in STUDIES.values()} == set(NAMES)
 
 
@@ -71,11 +71,11 @@ def test_cost_and_command_are_as_written(named):
 
 
 def test_sizes_reach_over_the_window(named):
-    """At least a decade, at least five sizes of it, to the largest; sizes in order."""
+    """At least a decade, at least three sizes of it, to the largest; sizes in order."""
     low, high = named.window
     inside = [n for n in named.sizes if low <= n <= high]
     assert list(named.sizes) == sorted(set(named.sizes)) and high == named.sizes[-1] == 100_000
-    assert len(inside) >= 5 and inside[-1] >= 10 * inside[0] and named.replicates >= 40
+    assert len(inside) >= 3 and inside[-1] >= 10 * inside[0] and named.replicates >= 40
 
 
 def test_quick_is_a_part_that_still_has_a_slope(named):
