@@ -221,6 +221,7 @@ def figures(
     from moe_prompt import archive
     from moe_prompt.drawing import draw
     from moe_prompt.plotting_sequences import draw_sequences
+    from moe_prompt.plotting_windows import draw_windows
     from moe_prompt.studies import NAMES, load
 
     drawn = 0
@@ -234,9 +235,14 @@ def figures(
         drawn += 1
         for suffix in suffixes:
             print(_save(figure, (out / name).with_suffix(suffix)))
-    sequences = draw_sequences()
-    for suffix in suffixes:
-        print(_save(sequences, (out / "bad-sequences").with_suffix(suffix)))
+    others = {"bad-sequences": draw_sequences()}
+    published = [rows / f"{name}.csv" for name in ("softmax-gaussian", "softmax-gaussian-published")]
+    if all(path.exists() for path in published):
+        frames = [archive.load_evidence(load(path.stem), rows, exported=True).rows for path in published]
+        others["softmax-gaussian-windows"] = draw_windows(*frames)
+    for name, figure in others.items():
+        for suffix in suffixes:
+            print(_save(figure, (out / name).with_suffix(suffix)))
     require(drawn > 0, f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows.")
 
 
