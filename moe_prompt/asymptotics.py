@@ -45,16 +45,13 @@ class CellLimits:
 
 
 def matched_limits(population: Population, nodes: int) -> CellLimits:
-    """Limits where the family fitted is the truth's own, with as many atoms."""
+    """Limits where the family fitted is the truth's own, with as many atoms; no constants where f jumps in x."""
     model, theta, noise = population.model, population.theta, population.noise
+    if model.mixing.jumps:
+        return CellLimits(model.num_parameters, noise)
     matrix = information(model, theta, population.covariates.nodes(nodes))
     bound = cramer_rao(matrix, noise, n=1)
     p = model.num_parameters
-    values, vectors = torch.linalg.eigh(bound)
-    draws = torch.from_numpy(np.random.default_rng(0).standard_normal((2000, p)))
-    errors = draws * values.clamp(min=0).sqrt() @ vectors.mT
-    step = SMALL / float(errors.norm(dim=1).mean())
-    loss = float(VoronoiLoss(model.symmetry)(model.measure(theta + step * errors), model.measure(theta)).mean()) / step
     return CellLimits(
         p,
         noise,
@@ -62,10 +59,20 @@ def matched_limits(population: Population, nodes: int) -> CellLimits:
         None,
         matrix,
         p * noise**2,
-        loss,
+        loss_constant(population, bound),
         float(bound.trace()),
         _leverage(population, matrix, nodes),
     )
+
+
+def loss_constant(population: Population, covariance: Tensor) -> float:
+    """The mean Voronoi loss of small errors, relative to their size, under N(0, covariance)."""
+    model, theta = population.model, population.theta
+    values, vectors = torch.linalg.eigh(covariance)
+    draws = torch.from_numpy(np.random.default_rng(0).standard_normal((2000, len(theta))))
+    errors = draws * values.clamp(min=0).sqrt() @ vectors.mT
+    step = SMALL / float(errors.norm(dim=1).mean())
+    return float(VoronoiLoss(model.symmetry)(model.measure(theta + step * errors), model.measure(theta)).mean()) / step
 
 
 def _leverage(population: Population, matrix: Tensor, nodes: int) -> float:

@@ -42,6 +42,8 @@ class Mixing(ABC, Generic[G]):
 
     averages_queries: ClassVar[bool] = False
     """Whether a prompt has one score in all rows of a head, their average."""
+    jumps: ClassVar[bool] = False
+    """Whether f is discontinuous in x at places that depend on theta: E[J'J] is then no information matrix."""
     no_split: ClassVar[str] = ""
     """Why halves of an atom's mass are not the atom, under gates where they are not."""
 
@@ -105,11 +107,12 @@ class TopKMixing(_Softmax[TopKGate]):
     2. Hence E[J^T J] is not the information about them and s^2 I^{-1} / n no bound. It still is for the directions
        that move no boundary, once the boundaries are known.
     3. On a sample, the objective is smooth between the theta at which some x_i changes sides and jumps there, in O(n)
-       pieces. A method that follows derivatives stops at a jump that it cannot pass, and has no rate: fits are for
-       small samples and many starts, and say themselves that they did not converge.
+       pieces. A method that follows derivatives stops at a jump that it cannot pass, has no rate, and says so
+       itself; :mod:`moe_prompt.top_one` does not follow them alone.
     """
 
     averages_queries = True
+    jumps = True
     no_split = "f jumps where the choice of prompts changes, and both halves of an atom take a place among the K"
 
     def check(self, num_atoms: int) -> None:

@@ -29,6 +29,8 @@ KEYS = {
     "over-specified-relu": "ea69f4cbe0c58aaa",
     "non-identifiable": "81bedc16d022586f",
     "norga": "dbd8880649346173",
+    "gates": "b12b7ab4c01efa32",
+    "gates-top-k": "9b2b6ecfc77a044a",
     "contaminated": "aeda8d48cab3fc88",
     "softmax-gaussian": "60c9d5dbb11d2283",
     "softmax-gaussian-published": "019775700d228bca",

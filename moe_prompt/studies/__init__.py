@@ -19,6 +19,8 @@ NAMES = {
     "over-specified-relu": "over_specified_relu",
     "non-identifiable": "non_identifiable",
     "norga": "norga",
+    "gates": "gates",
+    "gates-top-k": "gates_top_k",
     "contaminated": "contaminated",
     "softmax-gaussian": "softmax_gaussian",
     "softmax-gaussian-published": "softmax_gaussian_published",
