@@ -50,7 +50,7 @@ class Split:
     """
 
     atom: Atom
-    t: float
+    t: float | Tensor
     moves: Float64[Tensor, "p rank"]
 
     @cached_property
