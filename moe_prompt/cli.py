@@ -235,6 +235,7 @@ def figures(
         drawn += 1
         for suffix in suffixes:
             print(_save(figure, (out / name).with_suffix(suffix)))
+    require(drawn > 0, f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows.")
     others = {"bad-sequences": draw_sequences()}
     published = [rows / f"{name}.csv" for name in ("softmax-gaussian", "softmax-gaussian-published")]
     if all(path.exists() for path in published):
@@ -243,7 +244,6 @@ def figures(
     for name, figure in others.items():
         for suffix in suffixes:
             print(_save(figure, (out / name).with_suffix(suffix)))
-    require(drawn > 0, f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows.")
 
 
 @app.command()
