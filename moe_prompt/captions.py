@@ -30,7 +30,8 @@ def _slope_sentence(cell: CellSummary) -> str:
 
 def _counts(cells: list[CellSummary]) -> str:
     fits, failed, boundary = (sum(getattr(c, name) for c in cells) for name in ("fits", "failed", "at_boundary"))
-    return f"{fits} fits: {failed} did not converge, {boundary} ended on the boundary of the parameter box."
+    ends = f"{failed} did not converge, {boundary} ended on the boundary of the parameter box"
+    return f"{fits} fits: {ends}; all that gave a number are counted."
 
 
 @caption.register
@@ -57,7 +58,7 @@ def _over_specified_caption(study: OverSpecifiedStudy, cells: list[CellSummary])
         for loss, words in (
             ("D", "The Voronoi loss"),
             ("split", "The split error"),
-            ("barycentre", "The drift of masses and first moments"),
+            ("moments", "The drift of masses and first moments"),
             ("function", "The distance of functions"),
         )
     ]
@@ -82,13 +83,12 @@ def _range_sentence(cells: list[CellSummary], what: str) -> str:
     sloped = [cell for cell in cells if cell.slope is not None and cell.stderr is not None]
     predicted = [cell for cell in sloped if cell.predicted_slope is not None]
     others = [cell for cell in sloped if cell.predicted_slope is None]
-    sentences = [f"{what} falls with slopes {_slopes(predicted)}{_agreement(predicted)}."] if predicted else []
+    sentences = [f"{what} has slopes {_slopes(predicted)}{_agreement(predicted)}."] if predicted else []
     if others:
         held = [_held(cell) for cell in others]
         sentences.append(
-            f"{'In the other cells it' if predicted else what} falls with slopes {_slopes(others)} of its "
-            f"{others[0].statistic}, none predicted; its 90 % quantile ends at {min(held):.2f} to {max(held):.2f} "
-            "times where it began."
+            f"{'In the other cells it' if predicted else what} has slopes {_slopes(others)}, none predicted; its 90 % "
+            f"quantile ends at {min(held):.2f} to {max(held):.2f} times where it began."
         )
     return " ".join(sentences)
 
@@ -104,8 +104,9 @@ def _agreement(predicted: list[CellSummary]) -> str:
     words = f", {len(near)} of {len(predicted)} within three standard errors of {_predictions(predicted)}"
     ratios = [cell.over_prediction for cell in predicted if cell.over_prediction is not None]
     if ratios:
-        last, statistic = predicted[0].by_size[-1]["n"], predicted[0].statistic
-        words += f"; at n = {last} its {statistic} is {min(ratios):.2f} to {max(ratios):.2f} times the predicted one"
+        last, statistics = predicted[0].by_size[-1]["n"], sorted({cell.statistic for cell in predicted})
+        words += f"; at n = {last} its {' or '.join(statistics)} is {min(ratios):.2f} to {max(ratios):.2f} times the "
+        words += "predicted one"
     return words
 
 
@@ -117,7 +118,7 @@ def _predictions(cells: list[CellSummary]) -> str:
 
 def _held(cell: CellSummary) -> float:
     """The 90 % quantile at the largest size over that at the smallest."""
-    return cell.by_size[-1]["quantile_90"] / cell.by_size[0]["quantile_90"]
+    return cell.by_size[-1]["quantile_90"] / (cell.by_size[0]["quantile_90"] or float("nan"))
 
 
 def _verdict(matched: list[CellSummary], others: list[CellSummary]) -> str:

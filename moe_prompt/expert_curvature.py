@@ -27,8 +27,6 @@ from moe_prompt.families import (
     ReparameterizedFamily,
 )
 
-Weights = Tensor  # c (K, n) and w (K, o, n)
-
 
 def curvature(family: Family, at: Covariate, done: Evaluation, c: Tensor, w: Tensor) -> Tensor:
     """(K, q, q) for K problems of one atom each; c (K, n), w (K, o, n)."""

@@ -154,7 +154,7 @@ def first_moment_error(
     count, cells = estimated.num_atoms, true.num_atoms
     require(
         cells**count <= ENUMERATED,
-        f"assigning {count} atoms to {cells} takes {cells}^{count} trials, more than {ENUMERATED}: use barycentre_error.",
+        f"giving {count} atoms to {cells} takes {cells}^{count} trials, more than {ENUMERATED}: use barycentre_error.",
     )
     best: Tensor | None = None
     for labels in product(range(cells), repeat=count):

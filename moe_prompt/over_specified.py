@@ -37,9 +37,10 @@ class OverLimits:
     parameters: int
     noise: float
     sigma_2: float | None = None
+    joint_sigma_2: float | None = None
     split_constant: float | None = None
-    split_median_constant: float | None = None
     loss_constant: float | None = None
+    moment_constant: float | None = None
     function_constant: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,12 +51,14 @@ class OverLimits:
 class OverSpecifiedStudy(Study):
     """Every truth fitted by its own family with `extra` atoms more.
 
-    `smooth` names the truths with sigma_2 > 0, whose splits have a law; the others' splits are not predicted.
+    `smooth` names the truths with sigma_2 > 0, whose splits have a law; the others' splits are not predicted. For the
+    truths in `kinked`, whose experts have no second derivative, neither are first moments.
     """
 
     truths: Mapping[str, Population]
     extra: int = 1
     smooth: tuple[str, ...] = ()
+    kinked: tuple[str, ...] = ()
     estimator: Estimator = field(default_factory=NewtonLeastSquares)
     starts: Initializer = field(default_factory=Random)
     nodes: int = 12**3
@@ -74,8 +77,8 @@ class OverSpecifiedStudy(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.extra >= 1, f"study {self.name}: over-specified means at least one atom more: got {self.extra}.")
-        unknown = set(self.smooth) - set(self.truths)
-        require(not unknown, f"study {self.name}: no truths {', '.join(sorted(unknown))} to be smooth.")
+        unknown = {*self.smooth, *self.kinked} - set(self.truths)
+        require(not unknown, f"study {self.name}: no truths {', '.join(sorted(unknown))} to be smooth or kinked.")
 
     def estimator_name(self, truth: str) -> str:
         return f"L' = {self.truths[truth].model.num_atoms + self.extra}"
@@ -89,11 +92,18 @@ class OverSpecifiedStudy(Study):
         return (self.truths, self.extra, self.estimator, self.starts, self.seed, self.nodes)
 
     def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
-        smooth = truth in self.smooth
+        smooth, known = truth in self.smooth, truth not in self.kinked
         return (
             Quantity("parameter_loss", LOSS, -0.5 if smooth else None, "loss_constant", short="D", prediction=LAW),
             Quantity("split_error", SPLIT, -0.25 if smooth else None, "split_constant", short="split", prediction=LAW),
-            Quantity("first_moment_error", MOMENT, -0.5, short="barycentre"),
+            Quantity(
+                "first_moment_error",
+                MOMENT,
+                -0.5 if known else None,
+                "moment_constant",
+                short="moments",
+                prediction=LAW,
+            ),
             Quantity("function_error", FUNCTION, -0.5, "function_constant", short="function", prediction=LAW),
         )
 
@@ -108,9 +118,17 @@ class OverSpecifiedStudy(Study):
             return OverLimits(p, s)
         nodes = population.covariates.nodes(self.nodes)
         law: SplitLaw = split_law(population.model, population.theta, nodes, self.extra)
-        loss = None if law.loss is None else s * law.loss
-        root = s**0.5
-        return OverLimits(p, s, law.sigma_2, root * law.split, root * law.split_median, loss, s * law.function)
+        scaled = lambda constant: None if constant is None else s * constant  # noqa: E731
+        return OverLimits(
+            p,
+            s,
+            law.sigma_2,
+            law.joint_sigma_2,
+            s**0.5 * law.split,
+            scaled(law.loss),
+            scaled(law.moments),
+            s * law.function,
+        )
 
     def better(self, known: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
         """The law's constants are those of this version's draws."""

@@ -64,8 +64,8 @@ def words(ours: pd.DataFrame, published: pd.DataFrame) -> str:
             ranges.append(f"with {name} from {min(slopes):.2f} to {max(slopes):.2f}")
     return (
         f"Three experts fitted to two, the same data: slopes of the Voronoi loss run {', '.join(ranges)}, by window "
-        "and statistic alone. The published starts are beside the truth, and a stop by relative likelihood leaves large "
-        "samples where they started."
+        "and statistic alone. The published starts are beside the truth, and a stop by relative likelihood leaves "
+        "large samples where they started."
     )
 
 

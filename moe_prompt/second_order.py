@@ -11,8 +11,8 @@ so that with A_j = d s_j and V_j = d v_j, both in the atom's own coordinates (lo
     d2T = sum_j { c_j A_j A_j' + g_j (A_j V_j' + V_j A_j') + c_j d2 s_j + g_j d2 v_j } - E a' - a E',
     a = sum_j g_j A_j,   E = sum_j (c_j A_j + g_j V_j).
 
-Only d2 s_j and d2 v_j know the expert. In over-specified fits it is as large as J'J itself: the columns of an atom of
-mass m are of the order of m, and m is of the order of the noise.
+Only d2 s_j and d2 v_j know the expert. Along a split of size t, J'J is of the order of n t^2 and this term of the order
+of s sqrt(n): the same at the t ~ n^{-1/4} where an over-specified fit ends.
 """
 
 from __future__ import annotations

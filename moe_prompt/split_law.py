@@ -9,12 +9,13 @@ squares minimises
 So a_k is n^{-1/4} sqrt(s) times a variable whose law does not depend on n or s, and with it
 
     split error of cell j      t_j = |sum a_k a_k'|^{1/2} in the trace norm,          n^{-1/4}
-    mass and barycentre        c_j = e^{b_j} u_{b_j},  m_j = e^{b_j} u_{theta_j},     n^{-1/2}
+    mass and first moment      c_j = e^{b_j} u_{b_j},  m_j = e^{b_j} u_{theta_j},     n^{-1/2}
     D = sum_j |c_j| + sum_{j not split} |m_j| + sum_{j split} e^{b_j} t_j^2 + (sum_j e^{b_j}) |u_shared|
     |f_G - f_*|                the length of the fitted part of z,                    n^{-1/2}
 
 This module draws z and solves the small problem; nothing here looks at a fit. It holds for masses bounded below: a fit
-that may give an atom a vanishing mass can put it anywhere. sigma_2 is what makes it: |1/2 d2W[a, a]| >= sigma_2 |a|^2.
+that may give an atom a vanishing mass can put it anywhere. With one atom too many it needs sigma_2 > 0, the part of 1/2 d2W
+orthogonal to the tangent space being at least sigma_2 |a|^2; with more, that no sum of splits cancels: joint_sigma_2 > 0.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from torch import Tensor
 
 from moe_prompt.covariates import Covariates
 from moe_prompt.curvature import Atom, sigma_2
+from moe_prompt.errors import require
 from moe_prompt.identifiability import Nodes, node_blocks, quadrature, triangular
+from moe_prompt.quartic import least, relaxed
 from moe_prompt.regression import RegressionModel
 
 DRAWS, STARTS, STEPS = 2000, 24, 60  # the Monte Carlo error of a mean is a percent or less
@@ -40,11 +43,13 @@ class SplitLaw:
     """Means under the law at s = n = 1: what multiplies s^{1/2} n^{-1/4} (split) or s n^{-1/2} (the others)."""
 
     sigma_2: float  # the least of the atoms
+    joint_sigma_2: (
+        float  # min |sum_j Proj_perp 1/2 d2W_j[M_j]| over M_j >= 0 of total trace 1, in as many ranks as there are
+    )
     split: float
-    split_median: float
     function: float
     loss: float | None  # None where the family has a continuous symmetry: parameters have other coordinates
-    barycentre: float | None
+    moments: float | None  # sum_j |c_j| + |m_j|
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,6 +69,12 @@ def split_law(
 ) -> SplitLaw:
     """The law for `extra` atoms more than the truth's, by Monte Carlo over the noise."""
     nodes = quadrature(covariates)
+    indices = [sigma_2(model, theta, nodes, j) for j in range(model.num_atoms)]
+    require(
+        not any(index.vanishes for index in indices),
+        "the law of a split needs sigma_2 > 0 at every atom: here a split is invisible to second order; do not name this "
+        "truth smooth.",
+    )
     geometry = _geometry(model, theta, nodes)
     rng = np.random.default_rng(seed)
     z = torch.from_numpy(rng.standard_normal((draws, geometry.forms[0].shape[2])))
@@ -71,18 +82,17 @@ def split_law(
     cells, a = _solve(geometry.forms, z, extra, rng)
     fitted = _sum(geometry.forms, cells, a)
     sizes = _sizes(model, theta, cells, a)
-    largest = sizes.amax(1)
     u = _tangent_moves(geometry, along, cells, a)
-    loss = barycentre = None
+    loss = moments = None
     if model.symmetry.dimension(model.measure(theta)) == 0:
-        loss, barycentre = _losses(model, theta, u, sizes)
+        loss, moments = _losses(model, theta, u, sizes)
     return SplitLaw(
-        min(sigma_2(model, theta, nodes, j).sigma_2 for j in range(model.num_atoms)),
-        float(largest.mean()),
-        float(largest.median()),
+        min(index.sigma_2 for index in indices),
+        joint_sigma_2(geometry.forms, model.unflatten(theta)[0].exp()),
+        float(sizes.amax(1).mean()),
         float((along.square().sum(1) + fitted.square().sum(1)).sqrt().mean()),
         loss,
-        barycentre,
+        moments,
     )
 
 
@@ -113,6 +123,21 @@ def _geometry(model: RegressionModel, theta: Tensor, nodes: Nodes) -> _Geometry:
         [_symmetric(part, q) for part in inside.split(pairs, 1)],
         [_symmetric(part, q) for part in rows.split(pairs, 1)],
     )
+
+
+def joint_sigma_2(forms: list[Tensor], weights: Tensor) -> float:
+    """The least length of a sum of splits of unit size, in any cells and ranks."""
+    q, joint = (
+        len(forms[0]),
+        forms[0].new_zeros(len(forms) * len(forms[0]), len(forms) * len(forms[0]), forms[0].shape[2]),
+    )
+    directions = []
+    for j, (form, weight) in enumerate(zip(forms, weights, strict=True)):
+        own = slice(j * q, (j + 1) * q)
+        joint[own, own] = form / weight
+        ends = least(form / weight)[2]
+        directions.append(torch.nn.functional.pad(ends, (j * q, (len(forms) - 1 - j) * q)))
+    return relaxed(joint, torch.cat(directions))[0]
 
 
 def _symmetric(columns: Tensor, q: int) -> Tensor:
@@ -204,7 +229,7 @@ def _tangent_moves(geometry: _Geometry, along: Tensor, cells: Tensor, a: Tensor)
 
 
 def _losses(model: RegressionModel, theta: Tensor, u: Tensor, sizes: Tensor) -> tuple[float, float]:
-    """Means of D and of the summed barycentre errors."""
+    """Means of D and of the drift of masses and first moments."""
     weights = model.unflatten(theta)[0].exp()
     b, blocks = model.unflatten(u)
     own = torch.cat([v.flatten(2) for n, v in blocks.items() if not model.expert.is_shared(n)], 2)
@@ -214,4 +239,4 @@ def _losses(model: RegressionModel, theta: Tensor, u: Tensor, sizes: Tensor) -> 
     loss = (weights * b).abs().sum(1) + (weights * torch.where(split, sizes.square(), drift)).sum(1)
     if shared:
         loss = loss + weights.sum() * torch.cat(shared, 1).norm(dim=1)
-    return float(loss.mean()), float(drift.sum(1).mean())
+    return float(loss.mean()), float((weights * (b.abs() + drift)).sum(1).mean())

@@ -15,7 +15,7 @@ over = replace(small, sizes=SIZES, replicates=REPLICATES, window=(67, 683))
 POWERS = {"parameter_loss": -0.5, "split_error": -0.25, "first_moment_error": -0.5, "function_error": -0.5}
 CONSTANTS = {"parameter_loss": 3.0, "split_error": 2.0, "first_moment_error": 5.0, "function_error": 0.7}
 NOTES = {
-    f"limits {truth} {estimator}": OverLimits(8, 0.05, 0.3, 2.5, 2.0, 2.4, 0.7).to_dict()
+    f"limits {truth} {estimator}": OverLimits(8, 0.05, 0.3, 0.3, 2.5, 2.4, 4.0, 0.7).to_dict()
     if truth in over.smooth
     else OverLimits(8, 0.05).to_dict()
     for truth, estimator in over.cells

@@ -135,13 +135,13 @@ def test_cells_name_the_number_of_atoms():
 
 
 def test_quantities_of_smooth_truths_and_of_the_others():
-    names = ["D", "split", "barycentre", "function"]
+    names = ["D", "split", "moments", "function"]
     for truth, estimator in CELLS:
         found = study.quantities(truth, estimator)
         assert [quantity.name for quantity in found] == names and all(q.statistic == "mean" for q in found)
         smooth = truth in study.smooth
         assert [q.slope for q in found] == [-0.5 if smooth else None, -0.25 if smooth else None, -0.5, -0.5]
-        assert [q.constant for q in found] == ["loss_constant", "split_constant", None, "function_constant"]
+        assert [q.constant for q in found] == [f"{name}_constant" for name in ("loss", "split", "moment", "function")]
 
 
 def test_limits_are_the_law_at_the_noise_of_the_truth(stored):
@@ -162,7 +162,8 @@ def test_limits_are_the_law_at_the_noise_of_the_truth(stored):
             {
                 "sigma_2": one.sigma_2,
                 "split_constant": root * one.split,
-                "split_median_constant": root * one.split_median,
+                "joint_sigma_2": one.joint_sigma_2,
+                "moment_constant": 0.05 * one.moments,
                 "loss_constant": 0.05 * one.loss,
                 "function_constant": 0.05 * one.function,
             }
@@ -175,11 +176,8 @@ def test_summaries_divide_by_the_law(stored):
     limits = notes["limits VPT, L = 1 L' = 2"]
     own = rows[(rows.truth == "VPT, L = 1") & (rows.n == N)]
     for cell, constant, power in zip(
-        cells, ("loss", "split", None, "function"), (-0.5, -0.25, -0.5, -0.5), strict=True
+        cells, ("loss", "split", "moment", "function"), (-0.5, -0.25, -0.5, -0.5), strict=True
     ):
-        if constant is None:
-            assert cell.over_prediction is None
-            continue
         expected = own[cell.column].sum() / 3 / (limits[f"{constant}_constant"] * N**power)
         assert cell.over_prediction == pytest.approx(expected, rel=1e-9)
 

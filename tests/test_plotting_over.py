@@ -19,7 +19,7 @@ FAMILIES = {"VPT": ("L = 1", "L = 2"), "VAPT": ("L = 1",), "prefix": ("L = 1",)}
 COLUMNS = {
     "Voronoi loss D": ("parameter_loss", 2.4, -0.5),
     "split error  $t$": ("split_error", 2.5, -0.25),
-    "masses and first moments": ("first_moment_error", None, None),
+    "masses and first moments": ("first_moment_error", 4.0, -0.5),
     r"$|\hat f-f_*|_{L_2}$": ("function_error", 0.7, -0.5),
 }
 LAW = "law of the split"

@@ -27,7 +27,7 @@ FAMILIES = tuple(f"{gate} + {expert}" for gate in ("linear gate", "NoRGa") for e
 def build() -> OverSpecifiedStudy:
     return study(
         "norga",
-        "the expert, not the gate, makes splits visible: tanh experts under both gates, no other under either",
+        "the expert, not the gate, makes splits visible: tanh experts under both gates, linear, constant under none",
         FAMILIES,
         atoms=(1,),
     )

@@ -56,6 +56,7 @@ def study(
         truths=truths,
         extra=extra,
         smooth=tuple(cell for cell in truths if is_smooth(cell)),
+        kinked=tuple(cell for cell in truths if "relu" in cell),
         sizes=SIZES,
         replicates=100,
         window=(1000, 100_000),
