@@ -11,7 +11,7 @@ minimum, by the length of the Newton step in standard errors, sqrt(g' H^-1 g / (
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float64
@@ -50,18 +50,20 @@ class NewtonLeastSquares(Estimator):
 
     def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
         check(model, data, starts)
-        *smaller, whole = [*self.first.rungs(data), 1]
-        problem = Problem.of(model, data, starts.shape[1], (*smaller, whole)[0])
+        rungs = [(stride, self.rung_tolerance, self.rung_steps) for stride in self.first.rungs(data)]
+        rungs.append((1, self.tolerance, self.max_steps))
+        problem = Problem.of(model, data, starts.shape[1], rungs[0][0])
         rough = self.first.minimise(problem, starts.flatten(0, 1), self.handover, self.handover_steps, 1e-2)
         rough = distinct_best(rough, starts.shape[1], self.keep, SAME * _variance(problem, rough.objective))
         starts, spare = rough.theta.unflatten(0, (len(data), -1)), torch.zeros(len(rough.theta), dtype=torch.bool)
-        for stride in smaller:
+        escaped = torch.zeros_like(spare)
+        for stride, tolerance, steps in rungs:
             problem = Problem.of(model, data, starts.shape[1], stride)
-            found = self.polish(problem, starts.flatten(0, 1), self.rung_tolerance, self.rung_steps, spare)
+            found = self.polish(problem, starts.flatten(0, 1), tolerance, steps, spare)
             starts, spare = found.theta.unflatten(0, (len(data), -1)), _spare(problem, found.objective)
-        problem = Problem.of(model, data, starts.shape[1], whole)
-        found = self.polish(problem, starts.flatten(0, 1), self.tolerance, self.max_steps, spare)
-        return best_of(found, problem.starts, 1)
+            assert found.escaped is not None
+            escaped |= found.escaped
+        return best_of(replace(found, escaped=escaped), problem.starts, 1)
 
     def polish(
         self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, spare: Tensor | None = None
@@ -82,7 +84,8 @@ class NewtonLeastSquares(Estimator):
         converged = ((state.offset <= tolerance) & ~state.saddle) | state.exact()
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
-        told = zip(converged.tolist(), state.objective.isfinite().tolist(), state.stuck.tolist(), strict=True)
+        finite, broken, stuck = (end.tolist() for end in (state.objective.isfinite(), state.broken, state.stuck))
+        told = zip(converged.tolist(), finite, broken, stuck, strict=True)
         return FitResult(
             problem.model,
             state.theta,
@@ -92,7 +95,7 @@ class NewtonLeastSquares(Estimator):
             state.steps,
             gradient.norm(dim=1),
             state.offset,
-            tuple(_reason(*reason, self.max_steps) for reason in told),
+            tuple(_reason(*end, self.max_steps) for end in told),
             state.escaped,
         )
 
@@ -112,11 +115,13 @@ def _spare(problem: Problem, objective: Tensor) -> Tensor:
     return torch.zeros_like(spare).scatter(1, order, spare).flatten()
 
 
-def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:
+def _reason(converged: bool, finite: bool, broken: bool, stuck: bool, max_steps: int) -> str:
     if converged:
         return "converged"
     if not finite:
         return "the objective is not finite at the start"
+    if broken:
+        return "the Hessian is not finite"
     return "no step lowers the objective" if stuck else f"not converged in {max_steps} steps"
 
 
@@ -134,7 +139,8 @@ class _State:
         self.radius = torch.full_like(self.objective, torch.inf)
         self.offset = torch.full_like(self.objective, torch.inf)
         self.steps = torch.zeros(len(theta), dtype=torch.int64)
-        self.done, self.stuck, self.saddle, self.escaped = (torch.zeros(len(theta), dtype=torch.bool) for _ in range(4))
+        none = torch.zeros(len(theta), dtype=torch.bool)
+        self.done, self.stuck, self.broken, self.saddle, self.escaped = (none.clone() for _ in range(5))
         self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
         self.done |= ~self.gram.isfinite().all((1, 2))
         self.objective[self.done] = torch.inf
@@ -177,7 +183,7 @@ class _State:
         self.hessian[k] = hessian = chart.hessian(gram[:, :-1, :-1] + self.second[k], gradient)
         hessian = hessian * scale[:, :, None] * scale[:, None]
         hessian.diagonal(dim1=1, dim2=2).add_((~free).to(hessian))
-        self.stuck[k] = bad = ~hessian.isfinite().all((1, 2))
+        self.broken[k] = bad = ~hessian.isfinite().all((1, 2))
         hessian[bad], pulled = torch.eye(p, dtype=hessian.dtype), torch.where(bad[:, None], torch.nan, pulled)
         self.values[k], self.vectors[k] = values, vectors = torch.linalg.eigh(hessian)
         self.slope[k] = slope = (vectors.mT @ (pulled * scale)[..., None])[..., 0]

@@ -16,7 +16,7 @@ import pandas as pd
 
 from moe_prompt import archive, runner
 from moe_prompt.errors import InputError
-from moe_prompt.results import Results
+from moe_prompt.results import KEY, Results
 from moe_prompt.study import Study
 
 LEAST = 4  # replicates at two sizes of the window, for a scatter to be told from
@@ -26,7 +26,7 @@ Progress = Callable[[int, float, float], None]
 
 
 class Basis(NamedTuple):
-    """Rows to plan by, the coordinates of those in the database, and in words where they are from."""
+    """Rows to plan by, the coordinates that a run need not compute, and in words where the rows are from."""
 
     rows: pd.DataFrame
     done: set[tuple[str, str, int, int]]
@@ -54,6 +54,7 @@ def known_basis(study: Study, folder: Path) -> Basis | None:
         results = Results(path, study.columns)
         done = results.done(study.key)
         results.close()
+    done = done or set(rows[list(KEY[1:])].itertuples(index=False, name=None))  # exported: a run takes them over
     return Basis(rows, done, f"{len(rows)} rows of {source}: cost and scatter as measured there")
 
 
@@ -61,6 +62,7 @@ def pilot_basis(study: Study, folder: Path, progress: Progress = lambda fits, co
     """The rows of a pilot that is run now, and kept in the database: the study needs them anyway."""
     results = Results(archive.database(folder, study.name), study.columns)
     try:
+        archive.restore(study, folder, results)  # which does nothing once the pilot's rows are there
         results.note(study.key, "environment", archive.environment())
         sizes = pilot(study, results, progress=progress)
         rows, _, source = archive.load_evidence(study, folder)
@@ -89,9 +91,12 @@ def pilot(
         runner.run(few, results, progress=progress)
         return time.monotonic() - began
 
+    before = float(results.frame(study.key).cpu_seconds.sum())
     took = run(FIRST)
-    fits = float(results.frame(study.key).cpu_seconds.sum())  # the rest were limits, which a second run repeats
-    more = int(FIRST * (seconds - 2 * took + fits) / max(fits, 1e-3))
+    rows = results.frame(study.key)
+    spent = float(rows.cpu_seconds.sum()) - before  # the rest of what it took were limits, which a second run repeats
+    fits = float(rows[rows.n.isin(sizes) & (rows.replicate < FIRST)].cpu_seconds.sum())
+    more = int(FIRST * (seconds - 2 * took + spent) / max(fits, 1e-3))
     if more > 0:
         run(min(FIRST + more, MOST))
     return sizes

@@ -59,7 +59,7 @@ class Plan:
 
     study: str
     fits: int
-    left: int  # of them, not in the database
+    left: int  # of them, to be computed
     core_hours: float  # of what is left
     wall_hours: float
     jobs: int
@@ -127,8 +127,9 @@ def plan(
 ) -> Plan:
     """What is left of a study and how sharp it will be, by rows that :func:`moe_prompt.pilot.sufficient` accepts.
 
-    `done` are the coordinates of rows in the database. `width`: also the designs whose 95 % intervals are at most that
-    wide, for every slope that is predicted. Raises InputError for jobs < 1 and a width that is not positive.
+    `done` are the coordinates of rows that a run need not compute. `width`: also the designs whose 95 % intervals are
+    at most that wide, for every slope that is predicted. Raises InputError for jobs < 1 and a width that is not
+    positive.
     """
     require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
     check_width(width)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,45 +71,56 @@ class Results:
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict.splitlines()[-1])
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Whole or not at all, and a sentence where the file is locked or broken."""
+        try:
+            with self.connection as db:
+                yield db
+        except (sqlite3.Error, pd.errors.DatabaseError) as error:  # pandas wraps what SQLite says
+            raise InputError(_advice(self.path, error.__cause__ or error)) from None
+
     def add(self, rows: Iterable[Row]) -> None:
         """Write the rows of one batch; a row that is there already stays as it is."""
         rows = list(rows)
         names, holes = (", ".join(form.format(name) for name in self.columns) for form in ('"{}"', ":{}"))
-        try:
-            with self.connection as db:
-                db.executemany(
-                    f"INSERT INTO fits ({names}) VALUES ({holes}) ON CONFLICT ({', '.join(KEY)}) DO NOTHING", rows
-                )
-        except sqlite3.Error as error:
-            raise InputError(_advice(self.path, error)) from None
+        with self._transaction() as db:
+            db.executemany(
+                f"INSERT INTO fits ({names}) VALUES ({holes}) ON CONFLICT ({', '.join(KEY)}) DO NOTHING", rows
+            )
 
     def done(self, study: str) -> set[tuple[str, str, int, int]]:
         """Coordinates (truth, estimator, n, replicate) of the rows that a study has."""
         query = "SELECT truth, estimator, n, replicate FROM fits WHERE study = ?"
-        return set(self.connection.execute(query, (study,)))
+        with self._transaction() as db:
+            return set(db.execute(query, (study,)))
 
     def frame(self, study: str) -> pd.DataFrame:
         """All rows of a study, in the order of their coordinates."""
         order = ", ".join(KEY)
         query = f"SELECT * FROM fits WHERE study = ? ORDER BY {order}"
         numbers = [name for name, kind in self.columns.items() if kind == "REAL"]  # a column of NULLs is none to pandas
-        return pd.read_sql_query(query, self.connection, params=(study,)).astype(dict.fromkeys(numbers, float))
+        with self._transaction() as db:
+            return pd.read_sql_query(query, db, params=(study,)).astype(dict.fromkeys(numbers, float))
 
     def note(self, study: str, name: str, value: Any) -> None:
         """Keep something about a study that is not a fit: its limits, its runs."""
-        with self.connection as db:
+        with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (study, name, json.dumps(value)))
 
     def notes(self, study: str) -> dict[str, Any]:
         """Everything noted about a study."""
-        found = self.connection.execute("SELECT name, value FROM notes WHERE study = ?", (study,))
-        return {name: json.loads(value) for name, value in found}
+        with self._transaction() as db:
+            found = db.execute("SELECT name, value FROM notes WHERE study = ?", (study,))
+            return {name: json.loads(value) for name, value in found}
 
     def close(self) -> None:
         self.connection.close()
 
 
-def _advice(path: Path, error: Exception) -> str:
+def _advice(path: Path, error: BaseException) -> str:
+    if "locked" in str(error):
+        return f"{path} is in use by another program ({error}): wait for that to end and run again."
     if isinstance(error, OSError) or "unable to open" in str(error) or "readonly" in str(error):
         return f"cannot write {path} ({error}): name a folder you may write to with --out."
     return f"{path} is not a usable results database ({error}): move it away and run again; nothing in it was changed."

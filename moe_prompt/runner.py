@@ -58,13 +58,15 @@ def run(
 ) -> int:
     """Compute the rows that `results` lacks and return how many there were.
 
-    `progress` hears, after every batch, the fits so far, their cost and the total cost.
+    `progress` hears the fits so far, their cost and the total cost: before the cells' limits, after them and after
+    every batch.
     """
     batches = missing_batches(study, results.done(study.key))
     if not batches:
         return 0
     began, fits, cost = time.time(), 0, 0.0
     total = sum(batch.cost for batch in batches)
+    progress(0, 0.0, total)
     limits = {cell: study.limits(*cell) for cell in sorted({(b.truth, b.estimator) for b in batches})}
     known = results.notes(study.key)
     for cell, limit in limits.items():

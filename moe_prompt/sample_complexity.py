@@ -8,9 +8,9 @@ so that no wiggle answers for the curve, and straight lines join it on log axes.
 
     n(eps) = N (eps / S(N))^{1 / slope}
 
-along the slope fitted on the study's window, if that lies at least three standard errors below zero and no floor is
-known, up to a million times N; such an n is marked as extrapolated. Intervals are percentiles of the bootstrap over the
-replicates of every size, widened for small samples (arXiv 1411.5279).
+along the slope fitted on the study's window, if theory predicts a slope and the fitted one lies at least three standard
+errors below zero, up to a million times N; such an n is marked as extrapolated. Intervals are percentiles of the
+bootstrap over the replicates of every size, widened for small samples (arXiv 1411.5279).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _needed(
 ) -> NeededSize:
     floor = (limits.get("floor") or None) if quantity.slope is None else None
     fit = fit_rate(errors, window, quantity.statistic)
-    falls = floor is None and fit is not None and fit.slope < -3 * fit.stderr
+    falls = quantity.slope is not None and fit is not None and fit.slope < -3 * fit.stderr  # no theory, no line
     log_n, interval = crossing(errors, target, quantity.statistic, fit if falls else None, window)
     how = _how(log_n, max(errors), floor, target)
     return NeededSize(
@@ -220,7 +220,8 @@ def table(sizes: list[NeededSize]) -> str:
 
 _HOW_FOUND = (
     "Between sizes: straight lines on log axes through the falling curve nearest to the measured one. Extrapolated: "
-    "along the slope fitted on the study's window, where no larger n was run. Intervals: bootstrap over replicates."
+    "along the slope fitted on the study's window, where theory predicts one and no larger n was run. Intervals: "
+    "bootstrap over replicates."
 )
 
 

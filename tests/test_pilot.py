@@ -6,6 +6,7 @@ import pytest
 
 from moe_prompt import archive, runner
 from moe_prompt.pilot import known_basis, pilot, pilot_basis, sufficient
+from moe_prompt.planning import plan
 from moe_prompt.results import Results
 from tests.planted_rows import planted_rows
 from tests.small_study import study
@@ -33,8 +34,45 @@ def test_basis_names_where_it_is_from(tmp_path):
     archive.export(study, tmp_path)
     archive.database(tmp_path, "small").unlink()
     found = known_basis(study, tmp_path)
-    assert len(found.rows) == 60 and found.done == set() and "small.csv" in found.source
+    assert len(found.rows) == 60 and "small.csv" in found.source
+    assert found.done == set(zip(ROWS.truth, ROWS.estimator, ROWS.n, ROWS.replicate, strict=True))
     assert not archive.database(tmp_path, "small").exists()
+
+
+def exported(folder, rows=ROWS):
+    """A folder with an export and no database, as a clone has it."""
+    archive.export(study, stored(folder, rows))
+    archive.database(folder, "small").unlink()
+    return folder
+
+
+def test_exported_rows_need_not_be_computed(tmp_path):
+    """A plan counts what a run leaves to be done after it took them over, whether it starts with the study or more."""
+    exported(tmp_path)
+    more = replace(study, replicates=7)
+    forecasts = [plan(s, *known_basis(s, tmp_path)[:2]) for s in (study, more)]
+    results = Results(archive.database(tmp_path, "small"), study.columns)
+    assert archive.restore(study, tmp_path, results) == 60
+    left = [sum(len(b.replicates) for b in runner.missing_batches(s, results.done(s.key))) for s in (study, more)]
+    results.close()
+    assert [f.left for f in forecasts] == left == [0, 4 * 3 * 2] and forecasts[0].core_hours == 0
+    assert [f.left for f in (plan(s, *known_basis(s, tmp_path)[:2]) for s in (study, more))] == left
+
+
+def test_a_database_with_rows_of_its_own_hides_the_export(tmp_path):
+    """Nothing is taken over there, so that the rest is still to be computed."""
+    exported(tmp_path)
+    stored(tmp_path, ROWS[ROWS.n < 157])
+    assert len(known_basis(study, tmp_path).done) == 40
+
+
+def test_a_pilot_starts_from_exported_rows(tmp_path):
+    """Too few for a plan, they are kept as they were and not computed again."""
+    few = ROWS[ROWS.replicate < 2].assign(objective=123.0)
+    basis = pilot_basis(study, exported(tmp_path, few))
+    old = basis.rows.objective == 123.0
+    assert old.sum() == 24 and (basis.rows.replicate[old] < 2).all() and set(basis.rows.n[old]) == {23, 61, 157}
+    assert sufficient(study, basis.rows) and (~old).sum() == 4 * 2 * 3 and len(basis.done) >= 48
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +97,19 @@ def test_its_rows_are_the_study_s_own(piloted, tmp_path):
     assert_same_rows(there.frame(study.key), whole.frame(study.key))
     there.close()
     whole.close()
+
+
+def test_rows_that_were_there_took_none_of_its_time(monkeypatch, tmp_path):
+    """An hour of old rows, at other replicates, does not make the next ones look dear."""
+    many, ran = replace(study, replicates=200), []
+    monkeypatch.setattr(runner, "run", lambda few, results, progress: ran.append(few.replicates))
+    results = Results(
+        archive.database(stored(tmp_path, ROWS.assign(cpu_seconds=60.0, replicate=ROWS.replicate + 50)), "small"),
+        study.columns,
+    )
+    pilot(many, results, seconds=40.0)
+    assert ran == [6, 25]
+    results.close()
 
 
 def test_a_pilot_ends_in_time(monkeypatch, tmp_path):

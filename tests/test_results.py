@@ -113,6 +113,32 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, damage):
     assert path.read_bytes() == bad
 
 
+USES = {
+    "add": lambda results: results.add([row()]),
+    "done": lambda results: results.done("abc"),
+    "frame": lambda results: results.frame("abc"),
+    "note": lambda results: results.note("abc", "limits", 1),
+    "notes": lambda results: results.notes("abc"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_files_that_break_or_are_locked_meanwhile_are_a_sentence(tmp_path, use):
+    path = filled(tmp_path / "rows.sqlite")
+    results, other = Results(path, RateStudy.columns), sqlite3.connect(path, isolation_level=None)
+    results.connection.execute("PRAGMA busy_timeout = 1")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(InputError, match=r"rows\.sqlite is in use by another program .*locked\): wait for that to end"):
+        USES[use](results)
+    other.execute("ROLLBACK")
+    USES[use](results)
+    other.close()
+    path.write_bytes(garbage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"rows\.sqlite is not a usable results database .*: move it away"):
+        USES[use](results)
+    results.close()
+
+
 @pytest.mark.parametrize("change", ["ALTER TABLE fits ADD COLUMN more REAL", "ALTER TABLE fits DROP COLUMN offset"])
 def test_other_columns_are_refused_and_left_alone(tmp_path, change):
     path = filled(tmp_path / "rows.sqlite")

@@ -237,6 +237,14 @@ def test_progress_ends_at_the_whole(tmp_path):
     assert fits == sorted(fits) and cost == sorted(cost) and len(set(total)) == 1
 
 
+def test_progress_is_heard_before_limits_and_after(tmp_path, monkeypatch):
+    """Those may take minutes; the time that is left counts from their end."""
+    heard, limits, told = [], RateStudy.limits, []
+    monkeypatch.setattr(RateStudy, "limits", lambda *cell: told.append(len(heard)) or limits(*cell))
+    compute(study.quick(), tmp_path, progress=lambda *numbers: heard.append(numbers))
+    assert told == [1] * 4 and heard[0] == heard[1] == (0, 0.0, heard[-1][2]) and heard[2][0] > 0
+
+
 def test_limits_and_runs_are_noted(tmp_path):
     results = Results(tmp_path / "rows.sqlite", RateStudy.columns)
     runner.run(study.quick(), results)

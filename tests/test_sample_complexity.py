@@ -153,8 +153,18 @@ def test_a_known_floor_forbids_extrapolation():
     rows.loc[own, "excess_risk"] = 0.23 + 5 / rows.n[own]
     where = ("vpt", "vapt", "excess_risk")
     assert needed(0.24, rows, where=where).how == "not reached"
-    assert needed(0.24, rows, {}, where).how == "extrapolated"
     assert needed(0.27, rows, where=where).how == "between sizes"
+
+
+def test_only_a_predicted_slope_is_gone_on_with():
+    """A line as straight as any, of a cell for which theory has none and no floor is known."""
+    rows, where = ROWS.copy(), ("vpt", "vapt", "excess_risk")
+    own = (rows.truth == "vpt") & (rows.estimator == "vapt")
+    rows.loc[own, "excess_risk"] = rows.n[own] ** -0.5
+    found = needed(1e-3, rows, {}, where)
+    assert (found.how, found.n, found.high) == ("not reached", None, None)
+    assert needed(0.1, rows, {}, where).n == pytest.approx(100, rel=1e-9)
+    assert needed(1e-3).how == "extrapolated"
 
 
 @pytest.mark.parametrize("slope, how", [(-0.5, "extrapolated"), (0.0, "not reached"), (0.3, "not reached")])
