@@ -87,7 +87,7 @@ def document(reports: Iterable[FamilyReport], studies: Sequence[Measured], sourc
         _studies(of_families, figures),
     ]
     if of_likelihood:
-        parts += ["## Likelihood models", _studies(of_likelihood, figures)]
+        parts += ["## Likelihood models", _HOW_TO_READ_LIKELIHOOD, _studies(of_likelihood, figures)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,10 +95,17 @@ _HOW_TO_READ = """\
 L is the number of prompts of the truth, L' that of the fit. With L' = L least squares errs as n^-1/2 where the Jacobian
 has full rank up to the family's symmetry (gauge), and n times the mean square error of the parameters is then at least
 the noise variance s^2 times the number below. With L' > L the split error falls as n^-1/4 where sigma_2 > 0; where
-sigma_2 = 0 it falls more slowly or not at all. Rank, bound and sigma_2 are computed at one generic truth per family, as
+sigma_2 = 0 it falls more slowly or not at all; that is derived for one prompt too many and masses bounded below, and to
+leading order. With more the condition is that no sum of splits cancels. Rank, bound and sigma_2 are computed at one generic truth per family, as
 `moe-prompt identifiability` does; the studies' truths are others. A rate is that of a family in its own model: it does
 not say which comes nearer to another's truth. Measured slopes are those of log error on log n in the study's window,
 with bootstrap standard errors."""
+
+_HOW_TO_READ_LIKELIHOOD = """\
+In contaminated the number in brackets is the slope of the Cramér-Rao bound on the study's sizes, at a truth that may
+move with n: it is what an efficient estimator reaches there. The theorem of arXiv 2505.18455 holds over all parameters
+at once and guarantees less near the frozen expert, -1/4 for exp(tau) and -3/8 for the others. In softmax-gaussian it is
+the theorem's exponent."""
 
 _HOW_TO_READ_STUDIES = """\
 In brackets what theory predicts: the exponent of n, "-" where it predicts none, and then, where it gives a constant
@@ -167,8 +174,8 @@ def _study(found: Measured, figures: str) -> tuple[str, ...]:
     rows = [("truth", "estimator", *names)]
     for cell, own in quantities.items():
         rows.append((*cell, *(_against(own.get(name), summaries.get((*cell, name))) for name in names)))
-    link = _figure(study.name, figures) if found.cells else study.name
-    parts = (f"**{link}**: {study.claim}.", _markdown(rows))
+    head = f"**{_figure(study.name, figures)}**:" if found.cells else f"**{study.name}**, claimed and not measured yet:"
+    parts = (f"{head} {study.claim}.", _markdown(rows))
     return (*parts, caption(study, list(found.cells))) if found.cells else parts
 
 

@@ -124,7 +124,8 @@ def test_a_study_of_no_kind_has_a_sentence_per_quantity():
     assert words == (
         f"average on data from coin, miss: mean ~ n^({miss.slope:.3f} +- {miss.stderr:.3f}) (predicted -0.5). "
         f"average on data from coin, spread: median ~ n^({spread.slope:.3f} +- {spread.stderr:.3f}). "
-        "120 fits: 0 did not converge, 3 ended on the boundary of the parameter box; all that gave a number are counted."
+        "120 fits: 0 did not converge, 3 ended on the boundary of the parameter box; "
+        "all that gave a number are counted."
     )
     assert miss.slope == pytest.approx(-0.5, abs=0.05) and spread.slope == pytest.approx(0, abs=1e-12)
     single = caption(

@@ -5,7 +5,7 @@ prompts as the truth; on the other's data, and on those of a gate that takes one
 the distance of the families. A sigmoid fit is no better or worse in rate: gates differ in what they can express.
 
 Command: moe-prompt study run gates      (--quick for a picture in a minute)
-Cost:    3000 fits, 2 to 3 CPU minutes (from a pilot of 450)
+Cost:    3000 fits, 2.5 CPU minutes: log in experiments/results/gates.json
 Expect:  slope -0.50 of the parameter loss and -1 of the excess risk in matched cells, efficiency 1;
          excess risk 0.386 (softmax on sigmoid data), 0.360 (sigmoid on softmax data), 0.0747 and 0.501 (softmax and
          sigmoid on top-1 data) in the others.
