@@ -14,8 +14,9 @@ So a_k is n^{-1/4} sqrt(s) times a variable whose law does not depend on n or s,
     |f_G - f_*|                the length of the fitted part of z,                    n^{-1/2}
 
 This module draws z and solves the small problem; nothing here looks at a fit. It holds for masses bounded below: a fit
-that may give an atom a vanishing mass can put it anywhere. With one atom too many it needs sigma_2 > 0, the part of 1/2 d2W
-orthogonal to the tangent space being at least sigma_2 |a|^2; with more, that no sum of splits cancels: joint_sigma_2 > 0.
+that may give an atom a vanishing mass can put it anywhere. With one atom too many it needs sigma_2 > 0, the part of
+1/2 d2W orthogonal to the tangent space being at least sigma_2 |a|^2; with more, that no sum of splits cancels:
+joint_sigma_2 > 0.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def split_law(
     indices = [sigma_2(model, theta, nodes, j) for j in range(model.num_atoms)]
     require(
         not any(index.vanishes for index in indices),
-        "the law of a split needs sigma_2 > 0 at every atom: here a split is invisible to second order; do not name this "
-        "truth smooth.",
+        "the law of a split needs sigma_2 > 0 at every atom: here a split is invisible to second order; do not name "
+        "this truth smooth.",
     )
     geometry = _geometry(model, theta, nodes)
     rng = np.random.default_rng(seed)
