@@ -76,9 +76,7 @@ class Problem:
             some = slice(first, first + together)
             yield some, index[some] // self.starts
 
-    def pieces(
-        self, replicates: Tensor, width: int | None = None
-    ) -> Iterator[tuple[Prepared, Tensor, Tensor | None]]:
+    def pieces(self, replicates: Tensor, width: int | None = None) -> Iterator[tuple[Prepared, Tensor, Tensor | None]]:
         """Prepared covariates, observations and root weights of some replicates, a chunk of samples at a time."""
         n, width = self.y.shape[2], width or self.width
         for start in range(0, n, width):

@@ -97,9 +97,9 @@ has full rank up to the family's symmetry (gauge), and n times the mean square e
 the noise variance s^2 times the number below. With L' > L the split error falls as n^-1/4 where sigma_2 > 0; where
 sigma_2 = 0 it falls more slowly or not at all; that is derived for one prompt too many and masses bounded below, and to
 leading order. With more the condition is that no sum of splits cancels. Rank, bound and sigma_2 are computed at one
-generic truth per family, as `moe-prompt identifiability` does; the studies' truths are others. A rate is that of a family in its own model: it does
-not say which comes nearer to another's truth. Measured slopes are those of log error on log n in the study's window,
-with bootstrap standard errors."""
+generic truth per family, as `moe-prompt identifiability` does; the studies' truths are others. A rate is that of a
+family in its own model: it does not say which comes nearer to another's truth. Measured slopes are those of log error
+on log n in the study's window, with bootstrap standard errors."""
 
 _HOW_TO_READ_LIKELIHOOD = """\
 In contaminated the number in brackets is the slope of the Cramér-Rao bound on the study's sizes, at a truth that may

@@ -6,7 +6,7 @@ Cramer-Rao bound of E[J'J] is no bound here and is not drawn (moe_prompt/mixing.
 
 Command: moe-prompt study run gates-top-k      (--quick for a picture in a minute)
 Cost:    500 fits, 6 CPU minutes: log in experiments/results/gates-top-k.json
-Expect:  median of the boundary's error near n^{-1} (measured: -0.97 +- 0.04), parameter loss n^{-1/2} and the risk where
+Expect:  median of the boundary's error near n^{-1} (measured: -0.97), parameter loss n^{-1/2} and the risk where
          both choose alike n^{-1}, each 1 times the bound of a known boundary; every fit converged. Up to a third
          of the fits at a size stop at a minimum a few s^2 above the truth's objective: the column `missed`.
 
