@@ -12,7 +12,7 @@ demo: $(VENV)/demo.stamp  ## the main job in its quick form: error against sampl
 	$(BIN)/moe-prompt study show vpt-vs-vapt --quick --out demo
 
 test: $(VENV)/test.stamp  ## everything but the slow tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
