@@ -131,7 +131,8 @@ def test_least_distance_is_scipys_quadratic_program(seed):
         lambda v: v @ h @ v / 2 + g @ v, np.zeros(5), jac=lambda v: h @ v + g, method="SLSQP", constraints=asked,
         options={"ftol": 1e-14, "maxiter": 500},
     )  # fmt: skip
-    assert best.success and found.numpy() == pytest.approx(best.x, abs=1e-5)
+    assert best.status in (0, 8)  # 8: no descent is left at this tolerance
+    assert found.numpy() == pytest.approx(best.x, abs=1e-5)
     assert float((torch.from_numpy(a) @ found - torch.from_numpy(c)).min()) > -1e-9
 
 
