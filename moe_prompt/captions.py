@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from moe_prompt.choices import ChoiceStudy
 from moe_prompt.likelihood import LikelihoodStudy
 from moe_prompt.over_specified import OverSpecifiedStudy
 from moe_prompt.rates import RateStudy
@@ -52,6 +53,14 @@ def _rate_caption(study: RateStudy, cells: list[CellSummary]) -> str:
 
 
 @caption.register
+def _choice_caption(study: ChoiceStudy, cells: list[CellSummary]) -> str:
+    """The boundary, the parameters and the risk have a slope each."""
+    missed = cells[0].missed or 0
+    words = [*(_slope_sentence(cell) for cell in cells), _counts(cells[:1])]
+    return " ".join([*words, f"In {missed} the truth fits the data better."])
+
+
+@caption.register
 def _over_specified_caption(study: OverSpecifiedStudy, cells: list[CellSummary]) -> str:
     sentences = [
         _range_sentence([cell for cell in cells if cell.loss == loss], words)
@@ -85,17 +94,18 @@ def _range_sentence(cells: list[CellSummary], what: str) -> str:
     others = [cell for cell in sloped if cell.predicted_slope is None]
     sentences = [f"{what} has slopes {_slopes(predicted)}{_agreement(predicted)}."] if predicted else []
     if others:
-        held = [_held(cell) for cell in others]
+        ends = _range([_held(cell) for cell in others])
         sentences.append(
             f"{'In the other cells it' if predicted else what} has slopes {_slopes(others)}, none predicted; its 90 % "
-            f"quantile ends at {min(held):.2f} to {max(held):.2f} times where it began."
+            f"quantile ends at {ends} times where it began."
         )
     return " ".join(sentences)
 
 
 def _slopes(cells: list[CellSummary]) -> str:
     slopes = [cell.slope for cell in cells if cell.slope is not None]
-    return f"from {min(slopes):.3f} to {max(slopes):.3f}"
+    low, high = f"{min(slopes):.3f}", f"{max(slopes):.3f}"
+    return f"of {low}" if low == high else f"from {low} to {high}"
 
 
 def _agreement(predicted: list[CellSummary]) -> str:
@@ -105,9 +115,14 @@ def _agreement(predicted: list[CellSummary]) -> str:
     ratios = [cell.over_prediction for cell in predicted if cell.over_prediction is not None]
     if ratios:
         last, statistics = predicted[0].by_size[-1]["n"], sorted({cell.statistic for cell in predicted})
-        words += f"; at n = {last} its {' or '.join(statistics)} is {min(ratios):.2f} to {max(ratios):.2f} times the "
-        words += "predicted one"
+        words += f"; at n = {last} its {' or '.join(statistics)} is {_range(ratios)} times the predicted one"
     return words
+
+
+def _range(values: list[float]) -> str:
+    """The least to the largest, or the only one."""
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _predictions(cells: list[CellSummary]) -> str:

@@ -34,7 +34,7 @@ from moe_prompt.study import DATA, STARTS, Quantity
 
 KNOWN = "bound where the boundary is known"
 QUANTITIES = (
-    Quantity("boundary_error", "boundary of the choice", -1.0, short="boundary", statistic="median"),
+    Quantity("boundary_error", "error of the boundary", -1.0, short="boundary", statistic="median"),
     Quantity("parameter_loss", "parameter loss D", -0.5, "loss_constant", short="parameter", prediction=KNOWN),
     Quantity("common_risk", r"E[$|\hat f-f_*|^2$; same choice]", -1.0, "risk_constant", prediction=KNOWN),
 )

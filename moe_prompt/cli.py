@@ -63,6 +63,7 @@ def study_run(
     seed: Seed = None,
     out: Out = RESULTS,
     dask: Annotated[Optional[str], typer.Option(help="A Dask scheduler's address, or `local`.")] = None,
+    replicates: Annotated[Optional[int], typer.Option(help="The first so many only; the rest can follow.")] = None,
 ) -> None:
     """Compute the rows of a study that are not there yet."""
     from moe_prompt import archive, runner
@@ -70,6 +71,7 @@ def study_run(
     from moe_prompt.results import Results
 
     study, workers = _study(name, quick, seed), _workers(jobs)
+    study = study if replicates is None else replace(study, replicates=min(replicates, study.replicates))
     results = Results(archive.database(out, study.name), study.columns)
     restored = archive.restore(study, out, results)
     if restored:

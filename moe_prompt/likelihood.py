@@ -94,6 +94,7 @@ class LikelihoodStudy(Study):
     truths: Mapping[str, Truth]
     contenders: Mapping[str, Contender]
     judge: Judge
+    counted: str = ""  # what truths and contenders are numbers of, in titles
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +113,9 @@ class LikelihoodStudy(Study):
     @property
     def content(self) -> Any:
         return (self.truths, self.contenders, self.judge.content, self.seed)
+
+    def title(self, truth: str, estimator: str) -> str:
+        return f"{estimator} {self.counted} fitted to {truth}" if self.counted else f"maximum likelihood, {truth}"
 
     @property
     def columns(self) -> Mapping[str, str]:

@@ -28,7 +28,7 @@ def draw_rates(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Fi
     """One panel per cell and loss: matched cells have two, the others their excess risk; caption below."""
     cells = summarize(study, rows, notes)
     with mpl.rc_context(STYLE), sns.axes_style("ticks"):
-        columns = min(3, len(cells))
+        columns = _columns(study, cells)
         figure_rows = -(-len(cells) // columns)
         figure = Figure(figsize=(4.1 * columns, 3.3 * figure_rows + 1.35), layout="constrained")
         axes = np.atleast_1d(figure.subplots(figure_rows, columns, squeeze=False)).ravel()
@@ -48,6 +48,13 @@ def draw_rates(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Fi
     return figure
 
 
+def _columns(study: Study, cells: list[CellSummary]) -> int:
+    """A row per cell where all cells have as many quantities, two to four; else three panels a row."""
+    counts = {len(study.quantities(cell.truth, cell.estimator)) for cell in cells}
+    each = counts.pop() if len(counts) == 1 else 0
+    return each if 2 <= each <= 4 else min(3, len(cells))
+
+
 def write(figure: Figure, path: Path, metadata: dict[str, Any]) -> None:
     """Write a figure; equal figures give equal bytes if `metadata` has no date."""
     with mpl.rc_context(FILES):
@@ -56,7 +63,7 @@ def write(figure: Figure, path: Path, metadata: dict[str, Any]) -> None:
 
 def _panel(axis: Axes, study: Study, cell: CellSummary, rows: pd.DataFrame, limits: Mapping[str, Any]) -> None:
     axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=cell.label)
-    axis.set_title(f"{cell.estimator.upper()} fitted to data from {cell.truth.upper()}", loc="left")
+    axis.set_title(study.title(cell.truth, cell.estimator), loc="left")
     errors = by_size(rows, cell.column)
     n = np.array(sorted(errors), float)
     _measured(axis, errors, n)

@@ -85,6 +85,9 @@ class RateStudy(Study):
     def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
         return MATCHED if self.matched(truth, estimator) else (Quantity("excess_risk", RISK),)
 
+    def title(self, truth: str, estimator: str) -> str:
+        return super().title(truth.upper(), estimator.upper())
+
     def cost(self, truth: str, estimator: str, n: int) -> float:
         return float((n + SEARCH) * (self.contenders[estimator].num_parameters + 5))
 

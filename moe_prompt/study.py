@@ -108,6 +108,10 @@ class Study(ABC):
     ) -> list[dict[str, Any]]:
         """Sample, start, fit and judge: one row per replicate, without its coordinates."""
 
+    def title(self, truth: str, estimator: str) -> str:
+        """A cell's name above its panel."""
+        return f"{estimator} fitted to data from {truth}"
+
     def cost(self, truth: str, estimator: str, n: int) -> float:
         """CPU time of one fit, relative to others."""
         return float(n)

@@ -176,6 +176,7 @@ VIEW = ["view", "--image"]
 BAD = {
     "unknown study": (["study", "run", "vpt-vs-vap"], "unknown study 'vpt-vs-vap'.*did you mean 'vpt-vs-vapt'"),
     "unknown study to show": (["study", "show", "x"], "unknown study 'x': choose one of vpt-vs-vapt"),
+    "no replicates": ([*RUN, "--replicates", "0"], "needs at least one replicate: got 0"),
     "no jobs": ([*RUN, "--jobs", "0"], "--jobs needs at least one worker: got 0"),
     "negative jobs": ([*RUN, "--jobs", "-1"], "--jobs needs at least one worker: got -1"),
     "negative seed": ([*RUN, "--seed", "-1"], "a seed is an integer of at least 0: got -1"),
@@ -264,6 +265,15 @@ def test_a_damaged_database_is_a_sentence_and_stays_as_it_is(command, tmp_path, 
     assert code == 2 and shown == "" and errors.count("\n") == 1
     assert "other columns" in errors if damage == "columns" else "not a usable results database" in errors
     assert path.read_bytes() == before
+
+
+def test_the_first_replicates_alone_and_then_the_rest(command, tmp_path):
+    """Two replicates of every cell and size, which the whole run keeps as they are."""
+    command(*RUN, "--quick", "--replicates", "2", "--jobs", "1", "--out", "a")
+    path = archive.database(tmp_path / "a", "small")
+    few = rows_of(path)
+    command(*RUN, "--quick", "--jobs", "1", "--out", "a")
+    assert len(few) == 16 and len(rows_of(path)) == 24 and rows_of(path)[:16] == few
 
 
 def test_a_failed_run_leaves_earlier_rows(command, tmp_path):

@@ -54,6 +54,7 @@ def build() -> LikelihoodStudy:
             name: Contender(starts, GaussianMoE(k, 1), estimator) for name, k in (("two", 2), ("three", 3), ("four", 4))
         },
         judge=SoftmaxGaussianJudge(),
+        counted="experts",
         sizes=SIZES,
         replicates=40,
         window=(1_000, 100_000),

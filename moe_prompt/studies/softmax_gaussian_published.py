@@ -36,6 +36,7 @@ def build() -> LikelihoodStudy:
             "three": Contender(BesideTruth(5), GaussianMoE(3, 1), PublishedEM()),
         },
         judge=SoftmaxGaussianJudge(),
+        counted="experts",
         sizes=SIZES,
         replicates=40,
         window=(1_000, 100_000),
