@@ -40,9 +40,8 @@ def draw_rates(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Fi
         for axis in axes[len(cells) :]:
             axis.set_axis_off()
         handles, labels = legend(axes[: len(cells)])
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False, fontsize=8.5
-        )
+        beside = min(4 if columns > 2 else columns, len(labels))
+        figure.legend(handles, labels, loc="outside upper center", ncols=beside, frameon=False, fontsize=8.5)
         words = textwrap.fill(caption(study, cells), 46 * columns)
         figure.supxlabel(words, x=0.01, ha="left", fontsize=8.5)
     return figure

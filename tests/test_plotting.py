@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 
+from moe_prompt.archive import load_evidence
 from moe_prompt.captions import caption
 from moe_prompt.cli import _save
 from moe_prompt.errors import InputError
-from moe_prompt.plotting import draw_rates
+from moe_prompt.plotting import draw_rates, write
+from moe_prompt.studies import load
 from moe_prompt.summaries import summarize
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
@@ -153,3 +156,17 @@ def test_a_figure_that_cannot_be_written(figure, tmp_path):
         _save(figure, tmp_path / "file" / "a.png")
     with pytest.raises(InputError, match=r"figures are written as \.png, \.pdf, \.svg: got a\.xyz"):
         _save(figure, tmp_path / "a.xyz")
+
+
+@pytest.mark.parametrize("name", ["contaminated", "softmax-gaussian", "gates", "gates-top-k", "vpt-vs-vapt"])
+def test_the_legend_is_inside_the_figure_and_rows_are_cells(name, tmp_path):
+    """Whatever the number of columns; and where cells have as many quantities, two to four, each has a row."""
+    named = load(name)
+    rows, notes, _ = load_evidence(named, Path(__file__).parent.parent / "experiments" / "results", exported=True)
+    figure = draw_rates(named, rows, notes)
+    write(figure, tmp_path / "a.png", {"Software": None})
+    box, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert box.x0 >= whole.x0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+    counts = [len(named.quantities(*cell)) for cell in named.cells]
+    columns = len({round(axis.get_position().x0, 3) for axis in figure.axes})
+    assert columns == (counts[0] if len(set(counts)) == 1 else 3)
