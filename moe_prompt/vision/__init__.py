@@ -1,0 +1,1 @@
+"""The image-classification wing: pre-trained vision transformers tuned with the prompt experts of the core."""

@@ -1,0 +1,85 @@
+"""A way to tune a frozen vision transformer: which prompts enter it, and which of its own parameters learn."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import Generator
+
+from moe_prompt.errors import require
+from moe_prompt.prompts import PromptExpert
+from moe_prompt.vision.prompting import DeepPrompts, Prompting
+from moe_prompt.vision.vit import VisionTransformer
+from moe_prompt.vision.vit_config import ViTConfig
+
+
+class Method(ABC):
+    """A frozen dataclass of options with two hooks; the head is always learned and is not its business."""
+
+    name: ClassVar[str]
+    """The name on the command line and in tables."""
+    copies: ClassVar[str] = "nothing"
+    """What `adapt` may change and therefore gets a copy of: "nothing", "modules" (weights stay shared) or "weights"."""
+
+    def prompting(self, config: ViTConfig, generator: Generator | None = None) -> Prompting | None:
+        """The prompts that enter a ViT of these sizes, or none."""
+        return None
+
+    def adapt(self, backbone: VisionTransformer, generator: Generator | None = None) -> None:
+        """Change a frozen backbone in place: let parameters learn, or put modules in."""
+        return None
+
+    def borrow(self, backbone: VisionTransformer) -> VisionTransformer:
+        """The backbone, copied as far as this method changes it, so that others can go on with theirs; frozen."""
+        shared = {} if self.copies == "weights" else {id(p): p for p in backbone.parameters()}
+        own = backbone if self.copies == "nothing" else copy.deepcopy(backbone, shared)
+        return own.requires_grad_(False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and options as plain data."""
+        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+
+
+class DeepMethod(Method):
+    """A prompt expert in every block."""
+
+    @abstractmethod
+    def expert(self, block: int, config: ViTConfig, generator: Generator | None) -> PromptExpert | None:
+        """The prompt expert of a block, or none."""
+
+    def prompting(self, config: ViTConfig, generator: Generator | None = None) -> Prompting | None:
+        return DeepPrompts([self.expert(block, config, generator) for block in range(config.depth)])
+
+
+@dataclass(frozen=True)
+class DeepExperts(DeepMethod):
+    """A prompt expert of the user's own in every block: `make(config)` builds one.
+
+    >>> from moe_prompt.prompts import ConstantPrompt
+    >>> method = DeepExperts(lambda config: ConstantPrompt(5, config.dim))
+    >>> sorted(method.prompting(ViTConfig(depth=2)).experts)
+    ['0', '1']
+    """
+
+    name = "experts"
+    make: Callable[[ViTConfig], PromptExpert]
+
+    def expert(self, block: int, config: ViTConfig, generator: Generator | None) -> PromptExpert | None:
+        return self.make(config)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "make": f"{self.make.__module__}.{self.make.__qualname__}"}
+
+
+def check_rate(kind: str, rate: float | int) -> None:
+    """A dropout rate is a number in [0, 1)."""
+    require(0 <= rate < 1, f"{kind} is a rate in [0, 1): got {rate}.")
+
+
+def check_positive(kind: str, number: int) -> None:
+    """Counts and widths are at least 1."""
+    require(number >= 1, f"{kind} needs to be at least 1: got {number}.")

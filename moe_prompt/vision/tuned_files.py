@@ -1,0 +1,95 @@
+"""A trained prompt set as a file: the learned tensors alone, some hundred kB, with the backbone they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from moe_prompt.errors import InputError, require
+from moe_prompt.tensor_files import TensorFile
+from moe_prompt.vision.classifier import Classifier
+from moe_prompt.vision.methods import METHODS, method_named
+from moe_prompt.vision.vit import VisionTransformer
+
+_FORMAT = "moe_prompt tuned 1"
+
+
+def save_tuned(
+    path: str | Path, classifier: Classifier, classes: Sequence[str], extra: Mapping[str, str] | None = None
+) -> Path:
+    """Write what `classifier` learned as safetensors, atomically; `extra` are notes that travel along.
+
+    The file's metadata name the method with its options, the classes, and the backbone's fingerprint, picture size and
+    pooling. A backbone that was itself tuned (full, bias, ...) is identified by what it was before.
+
+    Raises:
+        InputError: a method that has no name to be built from again, or a number of classes that is not the head's.
+    """
+    path, method = Path(path), classifier.method
+    require(
+        METHODS.get(method.name) is type(method),
+        f"only methods with a name are saved ({', '.join(METHODS)}): got {type(method).__name__}.",
+    )
+    require(
+        len(classes) == classifier.num_classes,
+        f"the head has {classifier.num_classes} classes: got {len(classes)} class names.",
+    )
+    config = classifier.backbone.config
+    notes = {
+        **(extra or {}),
+        "format": _FORMAT,
+        "method": json.dumps(method.to_dict()),
+        "classes": json.dumps(list(classes)),
+        "backbone": classifier.backbone_fingerprint(),
+        "image": json.dumps(config.image),
+        "pooling": config.pooling,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in classifier.learned().items()}, partial, metadata=notes)
+    os.replace(partial, path)
+    return path
+
+
+def load_tuned(path: str | Path, backbone: VisionTransformer) -> tuple[Classifier, tuple[str, ...]]:
+    """The classifier of a file on its backbone, and the names of its classes.
+
+    Raises:
+        InputError: not such a file, or another backbone than the one it was trained on.
+    """
+    tensors = TensorFile(path)
+    notes = read_notes(path)
+    config = backbone.config
+    image = tuple(json.loads(notes["image"]))
+    require(
+        config.image == image and config.pooling == notes["pooling"],
+        f"{path} was tuned on pictures of {image[0]} x {image[1]} with pooling {notes['pooling']!r}: the backbone has "
+        f"{config.image[0]} x {config.image[1]} and {config.pooling!r}; load it so.",
+    )
+    require(
+        backbone.fingerprint() == notes["backbone"],
+        f"{path} was tuned on another backbone (SHA-256 {notes['backbone'][:12]}): got {backbone.fingerprint()[:12]}.",
+    )
+    classes = tuple(json.loads(notes["classes"]))
+    options = json.loads(notes["method"])
+    classifier = Classifier(backbone, method_named(options.pop("name"), **options), len(classes))
+    classifier.put(dict(tensors), str(path))
+    return classifier, classes
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """Metadata of a tuned file.
+
+    Raises:
+        InputError: not a file of :func:`save_tuned`.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        notes = file.metadata() or {}
+    if notes.get("format") != _FORMAT:
+        raise InputError(f"{path} is not a tuned prompt set of this toolkit: it needs the note format = {_FORMAT!r}.")
+    return notes
