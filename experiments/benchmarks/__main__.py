@@ -12,6 +12,7 @@ from experiments.benchmarks.machine import Unavailable, limit_threads
 BENCHMARKS = {
     "engine": "batched least squares against scipy.optimize.least_squares and the machine, 1 to 2 minutes",
     "over-specified": "Newton least squares with an atom too many against scipy.optimize.least_squares, 5 minutes",
+    "vision": "a step of a prompted ViT-B/16 against prompts carried as tokens, 12 minutes",
     "em": "expectation-maximization against R's flexmix, 4 minutes; needs R",
 }
 

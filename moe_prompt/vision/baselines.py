@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
@@ -134,6 +135,9 @@ class LowRankPacked(PackedLinear):
     def part(self, tokens: Tokens, start: int, stop: int) -> Tokens:
         update = functional.linear(tokens, self.a.flatten(0, 1)) @ self._up()[start:stop].mT
         return super().part(tokens, start, stop) + self.scale * update
+
+    def matrix(self) -> Float[Tensor, "_ dim"]:
+        return self.weight + self.scale * self._up() @ self.a.flatten(0, 1)
 
     def _up(self) -> Tensor:
         """All B_m in the rows of their maps: (3 d, m r)."""

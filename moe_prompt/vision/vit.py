@@ -3,8 +3,8 @@ r"""A plain vision transformer whose tensors have timm's names, and whose blocks
     X_0 = [class; registers; W patch + b] + position
     X'  = X + ls1 * Attention(LN1 X, LN1 P(X)),     X_next = X' + ls2 * MLP(LN2 X')        (arXiv 2010.11929)
 
-P(X) are the block's prompts, keys and values only (:mod:`moe_prompt.vision.prompting`). Pooled features need one row of
-the last block where the class token is pooled, so only that row is computed there.
+P(X) are the block's prompts, keys and values only (:mod:`moe_prompt.vision.prompting`). Where the class
+token is pooled, only its row of the last block is computed.
 
 | tensor                                        | shape                                              |
 |-----------------------------------------------|----------------------------------------------------|
@@ -39,7 +39,6 @@ __all__ = ["VIT_SIZES", "ViTConfig", "VisionTransformer", "resample_positions", 
 
 Tokens = Float[Tensor, "_ _ _"]
 Images = Float[Tensor, "batch 3 height width"]
-FIRST_ROW = slice(0, 1)
 
 
 class PatchEmbedding(nn.Module):
@@ -87,15 +86,15 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Images, prompting: Prompting | None = None) -> Float[Tensor, "batch dim"]:
         """Pooled features: what a classification head sees."""
-        pooled_row = FIRST_ROW if self.config.pooling == "cls" else None
-        tokens = self._run(images, prompting, pooled_row)
-        if pooled_row is not None:
+        class_row = self.config.pooling == "cls"
+        tokens = self._run(images, prompting, class_row)
+        if class_row:
             return self.norm(tokens[:, 0])
         return self.fc_norm(self._patches(tokens).mean(dim=1))
 
     def tokens(self, images: Images, prompting: Prompting | None = None) -> Tokens:
         """Class token, registers and patches after the last norm (batch, 1 + R + H W, d)."""
-        tokens = self._run(images, prompting, None)
+        tokens = self._run(images, prompting, False)
         return self.norm(tokens[:, : self.config.extra + math.prod(self.config.grid)])
 
     def embed(self, images: Images) -> Tokens:
@@ -130,7 +129,7 @@ class VisionTransformer(nn.Module):
         extra = self.config.extra
         return tokens[:, extra : extra + math.prod(self.config.grid)]
 
-    def _run(self, images: Images, prompting: Prompting | None, last_rows: slice | None) -> Tokens:
+    def _run(self, images: Images, prompting: Prompting | None, class_row: bool) -> Tokens:
         tokens = self.embed(images)
         carried = prompting.carried(len(images)) if prompting is not None else None
         if carried is not None:
@@ -138,7 +137,7 @@ class VisionTransformer(nn.Module):
         last = len(self.blocks) - 1
         for i, block in enumerate(cast("list[Block]", list(self.blocks))):
             prompts = prompting.prompts(i, self._patches(tokens)) if prompting is not None else None
-            tokens = block(tokens, prompts, last_rows if i == last else None)
+            tokens = block(tokens, prompts, class_row and i == last)
         return tokens
 
 

@@ -10,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moe_prompt.gates import SoftmaxGate
 from moe_prompt.prompts import PromptTokens
 from moe_prompt.vision.prompting import BlockPrompts, mixed, once
 from moe_prompt.vision.vit_config import ViTConfig
 
 Tokens = Float[Tensor, "_ _ _"]
+SOFTMAX = SoftmaxGate()
 
 
 class PackedLinear(nn.Linear):
@@ -24,6 +26,10 @@ class PackedLinear(nn.Linear):
         """Rows start to stop of the map."""
         bias = None if self.bias is None else self.bias[start:stop]
         return functional.linear(tokens, self.weight[start:stop], bias)
+
+    def matrix(self) -> Float[Tensor, "_ dim"]:
+        """The map as one matrix."""
+        return self.weight
 
 
 class Attention(nn.Module):
@@ -35,20 +41,13 @@ class Attention(nn.Module):
         self.qkv = PackedLinear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self,
-        tokens: Tokens,
-        prompts: BlockPrompts | None = None,
-        rows: slice | None = None,
-    ) -> Tokens:
-        """Attention of normalised tokens; `rows`: the queries to compute, all by default."""
-        queries, keys, values = self._project(tokens, rows)
+    def forward(self, tokens: Tokens, prompts: BlockPrompts | None = None) -> Tokens:
+        """Attention of normalised tokens (batch, rows, d)."""
+        queries, keys, values = self.qkv(tokens).chunk(3, dim=-1)
         gate = None
         if prompts is not None:
-            prompt_keys, prompt_values = self._prompt_experts(prompts.tokens)
-            keys = torch.cat([keys, prompt_keys.expand(len(tokens), -1, -1)], dim=1)
-            values = torch.cat([values, prompt_values.expand(len(tokens), -1, -1)], dim=1)
-            gate = prompts.gate
+            prompt_keys, prompt_values = self._prompt_experts(*prompts.tokens)
+            keys, values, gate = _beside(keys, prompt_keys), _beside(values, prompt_values), prompts.gate
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (queries, keys, values))
         if gate is None:
             heads = functional.scaled_dot_product_attention(q, k, v)
@@ -56,20 +55,49 @@ class Attention(nn.Module):
             heads = mixed(gate, q, k, v, keys.shape[1] - tokens.shape[1])
         return self.proj(heads.transpose(1, 2).flatten(2))
 
-    def _project(self, tokens: Tokens, rows: slice | None) -> tuple[Tensor, Tensor, Tensor]:
-        if rows is None:
-            queries, keys, values = self.qkv(tokens).chunk(3, dim=-1)
-            return queries, keys, values
-        keys, values = self.qkv.part(tokens, self.dim, 3 * self.dim).chunk(2, dim=-1)
-        return self.qkv.part(tokens[:, rows], 0, self.dim), keys, values
+    def first_row(self, tokens: Tokens, prompts: BlockPrompts | None = None) -> Float[Tensor, "batch 1 dim"]:
+        r"""The first row alone, where it is all that is asked for, without a key or a value of any token.
 
-    def _prompt_experts(self, prompts: PromptTokens) -> tuple[Tensor, Tensor]:
+        Experts are affine in their tokens, so the maps of head h leave the sums over them:
+
+            s_hj = (W_K,h q_h)^T x_j + q_h^T b_K,h,     h_1 = W_V,h^T (sum_j gate_hj x_j) + (sum_j gate_hj) b_V,h
+        """
+        heads, rows = self.heads, tokens.shape[1]
+        seen_keys, seen_values = tokens, tokens
+        if prompts is not None:
+            key, value = prompts.tokens
+            seen_keys = _beside(tokens, key)
+            seen_values = seen_keys if value is key else _beside(tokens, value)
+        _, key_map, value_map = self.qkv.matrix().unflatten(0, (3, heads, -1))
+        query = (
+            self.qkv.part(tokens[:, :1], 0, self.dim).unflatten(-1, (heads, -1)).squeeze(1) / key_map.shape[1] ** 0.5
+        )
+        scores = torch.einsum("bhk,hkd->bhd", query, key_map) @ seen_keys.mT
+        key_bias, value_bias = self._biases()
+        scores = (scores + (query * key_bias).sum(-1, keepdim=True)).unsqueeze(-2)
+        gate = SOFTMAX if prompts is None or prompts.gate is None else prompts.gate
+        gates = gate(scores[..., :rows], scores[..., rows:]).squeeze(-2)
+        averages = gates.to(seen_values.dtype) @ seen_values
+        row = torch.einsum("bhd,hkd->bhk", averages, value_map) + gates.sum(-1, keepdim=True) * value_bias
+        return self.proj(row.flatten(1))[:, None]
+
+    def _biases(self) -> Float[Tensor, "2 heads width"]:
+        """b_K and b_V of every head."""
+        if self.qkv.bias is None:
+            return self.proj.weight.new_zeros(2, self.heads, self.dim // self.heads)
+        return self.qkv.bias.unflatten(0, (3, self.heads, -1))[1:]
+
+    def _prompt_experts(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """W_K^T key_j + b_K and W_V^T value_j + b_V, once where the prompts are the same for every picture."""
-        key, value = prompts
         if key is value:
             both = self.qkv.part(key, self.dim, 3 * self.dim)
             return both[..., : self.dim], both[..., self.dim :]
         return self.qkv.part(key, self.dim, 2 * self.dim), self.qkv.part(value, 2 * self.dim, 3 * self.dim)
+
+
+def _beside(tokens: Tensor, prompts: Tensor) -> Tensor:
+    """Tokens, then prompts, which may be one copy for all pictures."""
+    return torch.cat([tokens, prompts.expand(len(tokens), -1, -1)], dim=1)
 
 
 class Mlp(nn.Module):
@@ -104,17 +132,13 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(dim, config.heads, config.qkv_bias), Mlp(dim, config.mlp_dim)
         self.ls1, self.ls2 = (LayerScale(dim) if config.layer_scale else nn.Identity() for _ in range(2))
 
-    def forward(
-        self,
-        tokens: Tokens,
-        prompts: BlockPrompts | None = None,
-        rows: slice | None = None,
-    ) -> Tokens:
-        """The block's tokens, or only `rows` of them."""
+    def forward(self, tokens: Tokens, prompts: BlockPrompts | None = None, first_row: bool = False) -> Tokens:
+        """The block's tokens, or the first of them alone."""
         if prompts is not None:
             prompts = prompts._replace(tokens=self._enter(*prompts.tokens, prompts.normalise))
-        kept = tokens if rows is None else tokens[:, rows]
-        kept = kept + self.ls1(self.attn(self.norm1(tokens), prompts, rows))
+        attend = self.attn.first_row if first_row else self.attn
+        kept = tokens[:, :1] if first_row else tokens
+        kept = kept + self.ls1(attend(self.norm1(tokens), prompts))
         return kept + self.ls2(self.mlp(self.norm2(kept)))
 
     def _enter(self, key: Tensor, value: Tensor, normalise: bool) -> PromptTokens:

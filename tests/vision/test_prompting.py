@@ -95,6 +95,17 @@ def test_a_gate_that_is_softmax_is_the_fused_attention():
     torch.testing.assert_close(fused, written_out, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("gate", [None, NonlinearResidualGate(0.7, 1.3), SigmoidGate(-1.0)])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_the_first_row_alone_is_the_first_row(gate, qkv_bias):
+    vit, expert = small_vit(qkv_bias=qkv_bias), Shifted(4, 24)
+    tokens = torch.randn(5, 7, 24, dtype=torch.float64)
+    prompts = BlockPrompts(expert(tokens[:, 1:]), gate)
+    for enters in (prompts, prompts._replace(tokens=PromptTokens.both(prompts.tokens.key)), None):
+        alone = vit.blocks[1](tokens, enters, first_row=True)
+        torch.testing.assert_close(alone, vit.blocks[1](tokens, enters)[:, :1], rtol=0, atol=1e-12)
+
+
 def test_constant_prompts_pass_through_a_block_once():
     prompts = ConstantPrompt(5, 24)(torch.zeros(7, 6, 24)).key
     assert once(prompts).shape == (1, 5, 24) and once(torch.randn(7, 5, 24)).shape == (7, 5, 24)
@@ -146,7 +157,7 @@ def test_one_mask_serves_key_and_value():
 def test_blocks_without_an_expert_are_the_pretrained_ones():
     vit, config = small_vit(), SMALL
     prompting = DeepPrompts([None, None, ConstantPrompt(5, config.dim).double()])
-    tokens = vit._run(pictures(), None, None)
-    with_prompts = vit._run(pictures(), prompting, None)
+    tokens = vit._run(pictures(), None, False)
+    with_prompts = vit._run(pictures(), prompting, False)
     assert not torch.allclose(tokens, with_prompts)
     assert prompting.prompts(0, tokens[:, 1:]) is None and prompting.prompts(2, tokens[:, 1:]) is not None
