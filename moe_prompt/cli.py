@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.commands import app as classify_app
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 study_app = typer.Typer(no_args_is_help=True, help="Rate studies: error against sample size.")
 app.add_typer(study_app, name="study")
+app.add_typer(classify_app, name="classify")
 
 RESULTS, FIGURES = Path("experiments/results"), Path("figures")
 Name = Annotated[str, typer.Argument(help="A study of `study list`, or a Python file that defines `study`.")]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from moe_prompt.errors import InputError, require
 from moe_prompt.tensor_files import TensorFile
 from moe_prompt.vision.classifier import Classifier
+from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import METHODS, method_named
 from moe_prompt.vision.vit import VisionTransformer
 
@@ -28,13 +30,9 @@ def save_tuned(
     pooling. A backbone that was itself tuned (full, bias, ...) is identified by what it was before.
 
     Raises:
-        InputError: a method that has no name to be built from again, or a number of classes that is not the head's.
+        InputError: a number of classes that is not the head's.
     """
     path, method = Path(path), classifier.method
-    require(
-        METHODS.get(method.name) is type(method),
-        f"only methods with a name are saved ({', '.join(METHODS)}): got {type(method).__name__}.",
-    )
     require(
         len(classes) == classifier.num_classes,
         f"the head has {classifier.num_classes} classes: got {len(classes)} class names.",
@@ -56,11 +54,15 @@ def save_tuned(
     return path
 
 
-def load_tuned(path: str | Path, backbone: VisionTransformer) -> tuple[Classifier, tuple[str, ...]]:
+def load_tuned(
+    path: str | Path, backbone: VisionTransformer, method: Method | None = None
+) -> tuple[Classifier, tuple[str, ...]]:
     """The classifier of a file on its backbone, and the names of its classes.
 
+    `method` is needed for a method of the user's own, which the file describes but cannot build.
+
     Raises:
-        InputError: not such a file, or another backbone than the one it was trained on.
+        InputError: not such a file, another backbone than the one it was trained on, or another method.
     """
     tensors = TensorFile(path)
     notes = read_notes(path)
@@ -76,10 +78,22 @@ def load_tuned(path: str | Path, backbone: VisionTransformer) -> tuple[Classifie
         f"{path} was tuned on another backbone (SHA-256 {notes['backbone'][:12]}): got {backbone.fingerprint()[:12]}.",
     )
     classes = tuple(json.loads(notes["classes"]))
-    options = json.loads(notes["method"])
-    classifier = Classifier(backbone, method_named(options.pop("name"), **options), len(classes))
+    classifier = Classifier(backbone, _method(path, json.loads(notes["method"]), method), len(classes))
     classifier.put(dict(tensors), str(path))
     return classifier, classes
+
+
+def _method(path: str | Path, described: dict[str, Any], given: Method | None) -> Method:
+    """The method that a file describes."""
+    if given is not None:
+        require(
+            json.loads(json.dumps(given.to_dict())) == described,
+            f"{path} was tuned with the method {described}: got {given.to_dict()}.",
+        )
+        return given
+    name = described.pop("name")
+    require(name in METHODS, f"{path} was tuned with {name!r}, a method of its author's own: give that method too.")
+    return method_named(name, **described)
 
 
 def read_notes(path: str | Path) -> dict[str, str]:

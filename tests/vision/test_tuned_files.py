@@ -60,11 +60,20 @@ def test_another_backbone_or_size_is_refused(tmp_path):
         load_tuned(tmp_path / "absent", vit)
 
 
-def test_what_cannot_be_built_again_is_not_saved(tmp_path):
-    vit = small_vit().float()
-    own = DeepExperts(lambda config: VAPT(5).expert(1, config, None))
-    with pytest.raises(InputError, match="only methods with a name"):
-        save_tuned(tmp_path / "x", Classifier(vit, own, 7), CLASSES)
+def own_prompt(config):
+    return VAPT(5).expert(1, config, None)
+
+
+def test_a_method_of_ones_own_is_given_again(tmp_path):
+    vit, own = small_vit().float(), DeepExperts(own_prompt)
+    model = shaken(own, vit)
+    path = save_tuned(tmp_path / "x", model, CLASSES)
+    again, _ = load_tuned(path, vit, own)
+    assert torch.equal(again.eval()(pictures().float()), model(pictures().float()))
+    with pytest.raises(InputError, match="'experts', a method of its author's own: give that method too"):
+        load_tuned(path, vit)
+    with pytest.raises(InputError, match="was tuned with the method"):
+        load_tuned(path, vit, VAPT(5))
     with pytest.raises(InputError, match="has 7 classes: got 3"):
         save_tuned(tmp_path / "x", Classifier(vit, VAPT(5), 7), CLASSES[:3])
 

@@ -1,0 +1,109 @@
+"""Accuracy and loss on a test set that streams through the network and is never held as floating-point numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from moe_prompt.errors import require
+from moe_prompt.vision.batches import BatchSource, evaluation_keys, size_of, to_input
+from moe_prompt.vision.distributed import Ranks
+from moe_prompt.vision.precision import autocast, device_of, parameter_dtype, widened
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with a phase ("train", "test", "features"), what is done of it, how much it is, and a few words on it."""
+
+
+def silent(phase: str, done: int, total: int, note: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares, not per cent. `class_mean` is the mean over the classes present of the share that is right in each."""
+
+    accuracy: float
+    class_mean: float
+    loss: float
+    count: int
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    batch: int = 64,
+    normalisation: str = "imagenet",
+    precision: str = "float32",
+    workers: int = 0,
+    ranks: Ranks | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Top-1 accuracy, its mean over classes and the mean cross-entropy; the same whatever the size of the batches.
+
+    The model is in evaluation mode meanwhile. With several processes each takes its share of the batches and all get
+    the result.
+
+    Raises:
+        InputError: no pictures, a picture that cannot be read, or a label that the model has no class for.
+    """
+    ranks, device, dtype, count = ranks or Ranks(), device_of(model), parameter_dtype(model), size_of(dataset)
+    require(count > 0, "the test set has no pictures: give a split that has some.")
+    tally = _Tally()
+    was_training = model.training
+    model.eval()
+    try:
+        with BatchSource(dataset, workers, pin=device.type == "cuda") as source:
+            for part in source.read(evaluation_keys(count, batch, ranks.rank, ranks.world)):
+                with torch.no_grad(), autocast(precision, device):
+                    logits = model(to_input(part.images, normalisation, dtype, device))
+                check_labels(part.labels, logits)
+                tally.add(logits, part.labels.to(device))
+                progress("test", min(tally.seen * ranks.world, count), count, "")
+    finally:
+        model.train(was_training)
+    return tally.summed(ranks)
+
+
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """A sentence for a label outside of 0, ..., classes - 1."""
+    classes = logits.shape[-1]
+    wrong = [label for label in labels.tolist() if not 0 <= label < classes]
+    require(
+        not wrong,
+        f"the model tells {classes} classes apart, labels 0 to {classes - 1}: got label {(wrong or [0])[0]}; "
+        "make the model for the classes of the task.",
+    )
+
+
+class _Tally:
+    """Per class how many there were and how many were right, and the loss in float64: sums that no batch size moves."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.sums: Tensor | None = None
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        classes = logits.shape[-1]
+        losses = nn.functional.cross_entropy(widened(logits), labels, reduction="none").double()
+        right = labels[logits.argmax(dim=-1) == labels]
+        counts = [torch.bincount(which, minlength=classes).double() for which in (labels, right)]
+        sums = torch.cat([*counts, losses.sum()[None]])
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.seen += len(labels)
+
+    def summed(self, ranks: Ranks) -> Evaluation:
+        length = max(ranks.gather(0 if self.sums is None else len(self.sums)))
+        own = torch.zeros(length, dtype=torch.float64) if self.sums is None else self.sums.cpu()
+        there, right, loss = ranks.sum(own).tensor_split([length // 2, length - 1])
+        present = there > 0
+        count = int(there.sum())
+        return Evaluation(
+            accuracy=float(right.sum()) / count,
+            class_mean=float((right[present] / there[present]).mean()),
+            loss=float(loss) / count,
+            count=count,
+        )

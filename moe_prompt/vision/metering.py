@@ -1,0 +1,172 @@
+"""What a model costs: arithmetic counted, time and memory measured, and what the machine can do at best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from moe_prompt.errors import require
+from moe_prompt.vision.memory import PeakMemory
+from moe_prompt.vision.precision import autocast, device_of, parameter_dtype, widened
+from moe_prompt.vision.randomness import own_randomness
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a batch costs in a forward pass and in a training step (forward and backward, no optimizer).
+
+    `flops_forward` and `flops_step` count matrix products and convolutions, 2 a multiply-add, as torch's own counter
+    does. Seconds are medians. `peak_memory_mb` (2^20 bytes) is what a step takes above what lay in memory before it,
+    `memory_kind` says of what (:class:`PeakMemory`). `tuned_parameters` are those that learn, without the head where
+    the model has one; `head_parameters` those of the head.
+    """
+
+    flops_forward: int
+    flops_step: int
+    seconds_forward: float
+    seconds_step: float
+    images_per_second: float
+    peak_memory_mb: float
+    memory_kind: str
+    tuned_parameters: int
+    head_parameters: int
+    all_parameters: int
+
+    @property
+    def rate_forward(self) -> float:
+        """FLOPs a second that the forward pass achieves: over :func:`matmul_rate`, the share of what is possible."""
+        return self.flops_forward / self.seconds_forward
+
+    @property
+    def rate_step(self) -> float:
+        return self.flops_step / self.seconds_step
+
+
+def measure(
+    model: nn.Module,
+    image_size: int | tuple[int, int],
+    batch: int = 64,
+    precision: str = "float32",
+    repeats: int = 5,
+) -> Cost:
+    """The cost of `batch` random pictures of this size, the model in training mode; it keeps weights and gradients.
+
+    Raises:
+        InputError: nothing to repeat, or no picture.
+    """
+    require(repeats >= 1 and batch >= 1, f"measuring needs a batch and a repetition: got {batch} and {repeats}.")
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    device, dtype = device_of(model), parameter_dtype(model)
+    images = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    forward, step = _forward(model, images, precision), _step(model, images, precision)
+    with _as_it_was(model), own_randomness(0, 0, device):
+        memory = PeakMemory(device)
+        step()
+        peak = memory.increase()
+        flops = _flops(model, images, precision)
+        seconds = [_seconds(run, device, repeats) for run in (forward, step)]
+    learned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    head = sum(count for name, count in learned.items() if name.startswith("head."))
+    return Cost(
+        flops_forward=flops[0],
+        flops_step=flops[1],
+        seconds_forward=seconds[0],
+        seconds_step=seconds[1],
+        images_per_second=batch / seconds[1],
+        peak_memory_mb=peak,
+        memory_kind=memory.kind,
+        tuned_parameters=sum(learned.values()) - head,
+        head_parameters=head,
+        all_parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def matmul_rate(
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    size: int | None = None,
+    repeats: int = 7,
+) -> float:
+    """FLOPs a second of a product of two size x size matrices: 2 size^3 over the median time.
+
+    The size is 1024, or 8192 on a CUDA device, unless told. InputError for no size or no repetition.
+    """
+    place = torch.device(device)
+    size = size if size is not None else 8192 if place.type == "cuda" else 1024
+    require(size >= 1 and repeats >= 1, f"a rate needs a size and a repetition: got {size} and {repeats}.")
+    left, right = (torch.rand(size, size, device=place).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype, device=place)
+    return 2 * size**3 / _seconds(lambda: torch.mm(left, right, out=out), place, repeats)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """In training mode inside; mode and gradients are put back."""
+    was_training, kept = model.training, [(p, p.grad) for p in model.parameters()]
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+
+
+def _forward(model: nn.Module, images: Tensor, precision: str, graph: bool = False) -> Callable[[], Tensor]:
+    """`graph` for the counter, whose hooks want one where a module hands on a parameter as it is."""
+
+    def run() -> Tensor:
+        with torch.set_grad_enabled(graph), autocast(precision, images.device):
+            return model(images)
+
+    return run
+
+
+def _step(model: nn.Module, images: Tensor, precision: str) -> Callable[[], None]:
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        with autocast(precision, images.device):
+            logits = model(images)
+        labels = torch.arange(len(images), device=images.device) % logits.shape[-1]
+        nn.functional.cross_entropy(widened(logits), labels).backward()
+
+    return run
+
+
+def _flops(model: nn.Module, images: Tensor, precision: str) -> tuple[int, int]:
+    """Forward pass and step on this many pictures: counted on two and on three, for each picture adds the same.
+
+    Attention is computed in its plain form meanwhile: of the fused ones, the counter does not know the CPU's.
+    """
+
+    def counted(run: Callable[[], object]) -> int:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    few = (images[:1].expand(count, -1, -1, -1) for count in (2, 3))
+    two, three = (
+        (counted(_forward(model, some, precision, graph=True)), counted(_step(model, some, precision))) for some in few
+    )
+    forward, step = (a + (len(images) - 2) * (b - a) for a, b in zip(two, three, strict=True))
+    return forward, step
+
+
+def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The median time of a call, after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return median(times[1:])

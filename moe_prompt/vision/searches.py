@@ -1,0 +1,236 @@
+"""Which hyper-parameters a search tries next: the whole grid, one coordinate at a time, or points that are drawn.
+
+A search is asked for one trial at a time and sees what came of the others, through an Optuna study; so a search that
+was interrupted goes on, and several processes share one. A trial that failed counts as accuracy 0.
+
+| search             | trials of the paper's grid | goes through                                             |
+|--------------------|----------------------------|----------------------------------------------------------|
+| `GridSearch`       | 40 (full: 16)              | every point                                              |
+| `CoordinateSearch` | 13 (full: 7)               | every learning rate, then every decay at the best of them |
+| `DrawnSearch`      | as many as one likes       | points drawn at random, or by TPE (arXiv 1907.10902)     |
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from moe_prompt.errors import InputError, choose, require
+from moe_prompt.vision.recipes import GRIDS, Grid, Point
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import Trial
+
+FAILED = 0.0
+"""The accuracy that a trial without a result counts as: the worst there is."""
+Told = Mapping[Point, float | None]
+"""What is known of each point that was begun: its accuracy, or None while it is under way."""
+
+
+def optuna_module() -> Any:
+    """Optuna, quiet, or a sentence that says how to install it."""
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("a search needs Optuna: pip install 'moe-prompt[vision]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def best_point(told: Iterable[tuple[Point, float]]) -> Point:
+    """The point of highest accuracy; of equal ones the smaller learning rate, then the larger weight decay.
+
+    Ties are common (one picture of 200 is half a point), and this breaks them towards the milder training, by a rule
+    that looks at nothing else and is the same for every method.
+
+    >>> best_point([(Point(5.0, 0.0), 80.0), (Point(1.0, 0.0), 80.0), (Point(1.0, 0.01), 80.0)])
+    Point(base_lr=1.0, weight_decay=0.01)
+    """
+    return max(told, key=lambda pair: (pair[1], -pair[0].base_lr, pair[0].weight_decay))[0]
+
+
+class Search(ABC):
+    """A plan of trials over base learning rate and weight decay."""
+
+    name: str
+    optimizer: str
+    trials: int
+    """How many it comes to."""
+
+    @abstractmethod
+    def ask(self, study: Study) -> Trial | None:
+        """The next trial, or None where all are begun or the next one depends on trials still under way."""
+
+
+class PlannedSearch(Search):
+    """Goes through points of a grid in an order that may depend on the results."""
+
+    grid: Grid
+
+    @abstractmethod
+    def next_point(self, told: Told) -> Point | None:
+        """The next point, None at the end or where results are missing."""
+
+    @property
+    def optimizer(self) -> str:  # type: ignore[override]
+        return self.grid.optimizer
+
+    def ask(self, study: Study) -> Trial | None:
+        categories = optuna_module().distributions.CategoricalDistribution
+        waiting = any(trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False))
+        if not waiting:
+            point = self.next_point(told_of(study))
+            if point is None:
+                return None
+            study.enqueue_trial({"base_lr": point.base_lr, "weight_decay": point.weight_decay})
+        grid = {"base_lr": self.grid.base_lrs, "weight_decay": self.grid.weight_decays}
+        return study.ask({name: categories(values) for name, values in grid.items()})
+
+
+@dataclass(frozen=True)
+class GridSearch(PlannedSearch):
+    """Every point of a grid."""
+
+    grid: Grid
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.grid.name} grid"
+
+    @property
+    def trials(self) -> int:  # type: ignore[override]
+        return len(self.grid)
+
+    def next_point(self, told: Told) -> Point | None:
+        return next((point for point in self.grid.points() if point not in told), None)
+
+
+@dataclass(frozen=True)
+class CoordinateSearch(PlannedSearch):
+    """Every learning rate at the weight decay `first_decay`, then every weight decay at the best learning rate."""
+
+    grid: Grid
+    first_decay: float = 0.001
+
+    def __post_init__(self) -> None:
+        require(
+            self.first_decay in self.grid.weight_decays,
+            f"a coordinate-wise search starts at a weight decay of its grid {self.grid.weight_decays}: got "
+            f"{self.first_decay}.",
+        )
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.grid.name} grid by coordinates"
+
+    @property
+    def trials(self) -> int:  # type: ignore[override]
+        return len(self.grid.base_lrs) + len(self.grid.weight_decays) - 1
+
+    def next_point(self, told: Told) -> Point | None:
+        rates = [Point(base_lr, self.first_decay) for base_lr in self.grid.base_lrs]
+        for point in rates:
+            if point not in told:
+                return point
+        known = [(point, accuracy) for point in rates if (accuracy := told[point]) is not None]
+        if len(known) < len(rates):
+            return None
+        best = best_point(known).base_lr
+        decays = (Point(best, weight_decay) for weight_decay in self.grid.weight_decays)
+        return next((point for point in decays if point not in told), None)
+
+
+@dataclass(frozen=True)
+class DrawnSearch(Search):
+    """`trials` points: base learning rates log-uniform over the range of a grid, weight decays from it.
+
+    Trial k draws from a generator of its own, seeded by (seed, k), so that a search that was interrupted does not
+    begin its sequence again.
+    """
+
+    grid: Grid
+    trials: int
+    sampler: str = "tpe"
+    seed: int = 0
+
+    _SAMPLERS: ClassVar[Mapping[str, str]] = {"tpe": "TPESampler", "random": "RandomSampler"}
+
+    def __post_init__(self) -> None:
+        choose("sampler", self.sampler, self._SAMPLERS)
+        require(self.trials >= 1, f"a search needs at least one trial: got {self.trials}.")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.sampler}, {self.trials} trials, seed {self.seed}"
+
+    @property
+    def optimizer(self) -> str:  # type: ignore[override]
+        return self.grid.optimizer
+
+    def ask(self, study: Study) -> Trial | None:
+        optuna = optuna_module()
+        begun = len(told_of(study, drawn_twice=True))
+        if begun >= self.trials:
+            return None
+        number = len(study.get_trials(deepcopy=False))
+        study.sampler = getattr(optuna.samplers, self._SAMPLERS[self.sampler])(seed=1000 * self.seed + number)
+        low, high = min(self.grid.base_lrs), max(self.grid.base_lrs)
+        return study.ask(
+            {
+                "base_lr": optuna.distributions.FloatDistribution(low, high, log=True),
+                "weight_decay": optuna.distributions.CategoricalDistribution(self.grid.weight_decays),
+            }
+        )
+
+
+def point_of(parameters: Mapping[str, Any]) -> Point | None:
+    """The point of a trial, None where it was killed before it had one."""
+    if {"base_lr", "weight_decay"} <= set(parameters):
+        return Point(float(parameters["base_lr"]), float(parameters["weight_decay"]))
+    return None
+
+
+def told_of(study: Study, drawn_twice: bool = False) -> dict[Any, float | None]:
+    """Accuracy of every point that was begun; with `drawn_twice` by trial number, for a point may be drawn twice."""
+    told: dict[Any, float | None] = {}
+    for trial in study.get_trials(deepcopy=False):
+        point = point_of(trial.params)
+        if point is not None and trial.state.name in ("RUNNING", "COMPLETE"):
+            told[trial.number if drawn_twice else point] = trial.value if trial.state.name == "COMPLETE" else None
+    return told
+
+
+SEARCHES = ("paper", "coordinates", "small", "random", "tpe")
+DEFAULT_TRIALS = 6
+
+
+def search_named(name: str, optimizer: str = "sgd", trials: int | None = None) -> Search:
+    """A search by its name on the command line, for methods that are trained with `optimizer`.
+
+    "paper" and "coordinates" have the published grid, "small" has six points, and "random" and "tpe" draw `trials`
+    (six unless given) within the range of the published grid.
+
+    Raises:
+        InputError: an unknown name, or a number of trials for a search that has its own.
+
+    >>> [search_named(name).trials for name in SEARCHES]
+    [40, 13, 6, 6, 6]
+    """
+    choose("search", name, dict.fromkeys(SEARCHES))
+    paper = choose("optimizer of a grid", optimizer, GRIDS["paper"])
+    if name in ("random", "tpe"):
+        return DrawnSearch(paper, DEFAULT_TRIALS if trials is None else trials, name)
+    search: Search = {
+        "paper": GridSearch(paper),
+        "coordinates": CoordinateSearch(paper),
+        "small": GridSearch(GRIDS["small"][optimizer]),
+    }[name]
+    require(
+        trials is None or trials == search.trials,
+        f"the search {name!r} has {search.trials} trials of its own: got {trials}; leave the number out, or take "
+        "'random' or 'tpe'.",
+    )
+    return search

@@ -1,0 +1,85 @@
+r"""Seeded parts of a split that keep its classes: 1, 10, 30, 50, 100 % of the training pictures and the like.
+
+Every picture gets a place in one order, and a share takes the first of them: 1 % is part of 10 %, 10 % of 30 %. The
+order is stratified. With n_c pictures in class c, shuffled, and u_c uniform on [0, 1), the r-th of them stands at
+(r + u_c) / n_c, so that a share s holds s n_c of them up to one; and the first picture of every class stands before
+all others, so that no class is lost. A share that would hold fewer pictures than there are classes is therefore raised
+to one picture a class, which the result tells.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from moe_prompt.errors import require
+from moe_prompt.vision.tasks import Split
+
+SHARES = (0.01, 0.1, 0.3, 0.5, 1.0)
+"""The shares of the papers' low-data curves."""
+
+
+@dataclass(frozen=True, eq=False)
+class FractionResult:
+    """The part, the pictures that are not in it, and which classes it holds; `missing` had no picture to give."""
+
+    split: Split
+    rest: Split
+    kept: tuple[int, ...]
+    missing: tuple[int, ...]
+    asked: float
+
+    @property
+    def share(self) -> float:
+        """The share that the part is in fact."""
+        return len(self.split) / max(len(self.split) + len(self.rest), 1)
+
+    def sentence(self) -> str:
+        """What was taken, whether it is more than was asked for, and which classes no picture was there for."""
+        told = f"{len(self.split)} of {len(self.split) + len(self.rest)} pictures of {self.split.source}"
+        if len(self.split) > self.asked * (len(self.split) + len(self.rest)) + 0.5:
+            told += f", {self.share:.2%} instead of {self.asked:.2%} so that every class keeps a picture"
+        if self.missing:
+            told += f"; no picture of the class{'es' * (len(self.missing) > 1)} {', '.join(map(str, self.missing))}"
+        return told + "."
+
+
+def stratified_fraction(split: Split, share: float, seed: int, classes: int) -> FractionResult:
+    """The first `share` of the split's stratified order, and at least one picture of every class that has any.
+
+    Args:
+        split: labels in 0 .. classes - 1.
+        share: in (0, 1].
+        seed: of the order. A class's own order depends on the seed, the class and its number of pictures alone.
+        classes: number of classes of the task.
+    """
+    require(0 < share <= 1, f"a share of a split lies in (0, 1]: got {share}.")
+    require(
+        bool(len(split) > 0 and split.labels.min() >= 0 and split.labels.max() < classes),
+        f"{split.source} needs pictures with labels from 0 to {classes - 1} to be divided.",
+    )
+    present = np.unique(split.labels)
+    number = max(math.floor(share * len(split) + 0.5), len(present))
+    order = np.argsort(_places(split.labels, seed), kind="stable")
+    missing = np.setdiff1d(np.arange(classes), present)
+    return FractionResult(
+        split.chosen(np.sort(order[:number])),
+        split.chosen(np.sort(order[number:])),
+        tuple(present.tolist()),
+        tuple(missing.tolist()),
+        share,
+    )
+
+
+def _places(labels: Int64[np.ndarray, " pictures"], seed: int) -> Float64[np.ndarray, " pictures"]:
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(label),)))
+        shuffled = generator.permutation(of_class)
+        places[shuffled] = (np.arange(len(shuffled)) + generator.random()) / len(shuffled)
+        places[shuffled[0]] = -1.0
+    return places

@@ -1,0 +1,67 @@
+"""Train a classifier by a recipe: resumable to the same weights, logged per step, told by its last epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from moe_prompt.errors import require
+from moe_prompt.vision.batches import size_of
+from moe_prompt.vision.distributed import joined
+from moe_prompt.vision.evaluation import Progress, silent
+from moe_prompt.vision.features import FeatureDataset
+from moe_prompt.vision.precision import device_of
+from moe_prompt.vision.randomness import own_randomness
+from moe_prompt.vision.training_recipe import TrainingRecipe
+from moe_prompt.vision.training_result import TrainingResult
+from moe_prompt.vision.training_run import Plan, TrainingRun
+
+__all__ = ["FeatureDataset", "TrainingRecipe", "TrainingResult", "train"]
+
+
+def train(
+    model: nn.Module,
+    training: Dataset,
+    test: Dataset | None,
+    recipe: TrainingRecipe,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+    *,
+    test_every: int = 0,
+    save_seconds: float = 60.0,
+    save_steps: int | None = None,
+    tensorboard: bool = False,
+) -> TrainingResult:
+    """Train the parameters of `model` (images to logits) that require a gradient; the model ends with the last weights.
+
+    With a `folder`, the state is saved there every `save_seconds`, every `save_steps` steps and after each epoch, and
+    the same call goes on from it, to the same weights bit for bit on a CPU; a finished training is read and not
+    repeated. `steps.csv` and `epochs.csv` are written there, and TensorBoard's events if asked for. The test set is
+    looked at after the last epoch, and every `test_every` epochs for those who want a curve. Where the head alone
+    learns (`model.features_are_fixed`) from pictures without chance, features are computed once; a
+    :class:`FeatureDataset` in place of pictures brings them along.
+
+    A loss that is not finite ends the training early: the result has failed and says so. Under `torchrun` the same
+    call shares each batch between the processes.
+
+    Raises:
+        InputError: nothing to learn or to learn from, a label without a class, a picture that cannot be read, or a
+            folder with the state of another training.
+    """
+    require(size_of(training) > 0, "the training set has no pictures: give a split that has some.")
+    require(
+        any(p.requires_grad for p in model.parameters()),
+        "the model has nothing to learn: no parameter requires a gradient.",
+    )
+    device = device_of(model)
+    ranks = joined(device)
+    with own_randomness(recipe.seed, ranks.rank, device):
+        require(
+            ranks.world <= recipe.batch,
+            f"{ranks.world} processes share batches of {recipe.batch}: start fewer processes or raise batch.",
+        )
+        place = None if folder is None else Path(folder)
+        plan = Plan(recipe, place, test_every, save_seconds, save_steps, tensorboard)
+        return TrainingRun(model, training, test, plan, ranks, progress or silent).result()

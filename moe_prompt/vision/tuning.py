@@ -1,0 +1,209 @@
+"""From search to test: hyper-parameters chosen on validation pictures, then five seeds, each tested once.
+
+1. Every trial of the search is a run on the search pair of splits (train800 / val200), all with the same seed.
+2. The best by last-epoch validation accuracy is chosen (ties: :func:`~moe_prompt.vision.searches.best_point`).
+3. With it, five runs with the seeds 42, 44, 82, 100 and 800 on the final pair (train800val200 / test); the accuracy
+   after the last epoch is the result.
+
+Trials are rows in the table of runs and trials of an Optuna study in SQLite, both in `folder`: the same command goes on
+after a kill, and several processes with the same command share the work. A trial that was run is never run again, one
+that was killed goes on from its last saved state, and one whose loss is not finite counts as accuracy 0.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moe_prompt.errors import require
+from moe_prompt.vision.evaluation import Progress, silent
+from moe_prompt.vision.method import Method
+from moe_prompt.vision.methods import method_named
+from moe_prompt.vision.recipes import SEEDS, Point, Schedule, optimizer_of, recipe_for
+from moe_prompt.vision.run_specs import SEARCH, RunSpec
+from moe_prompt.vision.run_table import Busy, RunRow, check_database, exclusively
+from moe_prompt.vision.runs import Problem, run
+from moe_prompt.vision.searches import FAILED, PlannedSearch, Search, best_point, optuna_module, point_of
+from moe_prompt.vision.training_recipe import TrainingRecipe
+
+STORAGE = "search.sqlite"
+Teller = Callable[[str], None]
+"""Called with a sentence whenever a run ends."""
+Evaluate = Callable[[Point, bool], float]
+"""The accuracy at a point; without leave to wait (False) it may raise `Busy`."""
+Explorer = Callable[[Search, Evaluate, Path, str], "tuple[Point, ...]"]
+
+
+def untold(sentence: str) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning one method on one task gave: the trials, the one chosen, and the final runs."""
+
+    label: str
+    trials: tuple[RunRow, ...]
+    best: RunRow
+    finals: tuple[RunRow, ...]
+
+
+def method_for(task: str, name: str, **options: Any) -> Method:
+    """A method with the options of the task's recipe; `options` overrule them."""
+    return method_named(name, **{**recipe_for(task).of(name).options, **options})
+
+
+def recipe_from(schedule: Schedule, method: str, **changes: Any) -> TrainingRecipe:
+    """A training recipe by a schedule, for a method's optimizer; the search sets learning rate and weight decay."""
+    given: dict[str, Any] = {
+        "base_lr": 0.0,
+        "optimizer": optimizer_of(method),
+        "epochs": schedule.epochs,
+        "warmup": schedule.warmup,
+        "batch": schedule.batch,
+        "momentum": schedule.momentum,
+        "seed": SEEDS[0],
+    }
+    return TrainingRecipe(**{**given, **changes})
+
+
+def choose_best(rows: Sequence[RunRow]) -> RunRow:
+    """The row of the best trial by validation accuracy at the last epoch.
+
+    Raises:
+        InputError: a row that was not evaluated on a validation split, or no trial that gave a result.
+    """
+    require(
+        all(row.purpose == SEARCH for row in rows),
+        "hyper-parameters are chosen on validation pictures: got a run that was evaluated on test.",
+    )
+    usable = {_point(row): row for row in rows if not row.failed and row.accuracy is not None}
+    require(
+        bool(usable),
+        f"none of the {len(rows)} trials gave a result"
+        + (f" ({rows[0].message})" if rows else "")
+        + ": search smaller learning rates.",
+    )
+    return usable[best_point((point, row.accuracy) for point, row in usable.items() if row.accuracy is not None)]
+
+
+def tune(
+    problem: Problem,
+    method: Method,
+    recipe: TrainingRecipe,
+    search: Search,
+    folder: str | Path,
+    label: str = "",
+    seeds: Sequence[int] = SEEDS,
+    progress: Progress = silent,
+    tell: Teller = untold,
+    explorer: Explorer | None = None,
+) -> Tuned:
+    """Search, choose, and train the chosen one with every seed.
+
+    `recipe` gives everything but what is searched; its optimizer becomes that of the search's grid. The `explorer`
+    carries out the search: :func:`explore`, through Optuna, unless :func:`go_through` is given.
+
+    Raises:
+        InputError: no validation split, no trial with a result, or what a training raises; rows written so far stay.
+    """
+    require(int(os.environ.get("WORLD_SIZE", "1")) == 1, "start `tune` several times instead of under torchrun.")
+    folder, label = Path(folder), label or method.name
+    recipe = replace(recipe, optimizer=search.optimizer)
+
+    def trial(point: Point) -> RunSpec:
+        tried = replace(recipe, base_lr=point.base_lr, weight_decay=point.weight_decay)
+        return problem.trial(method, tried, label)
+
+    def evaluate(point: Point, wait: bool) -> float:
+        row = run(trial(point), folder, problem, progress, wait)
+        tell(f"{problem.task_name}, {label}, lr {point.base_lr:g}, decay {point.weight_decay:g}: {_outcome(row)}")
+        return FAILED if row.accuracy is None else row.accuracy
+
+    name = f"{trial(Point(0.0, 0.0)).search_key} {search.name}"
+    points = (explorer or explore)(search, evaluate, folder / STORAGE, name)
+    trials = tuple(run(trial(point), folder, problem) for point in points)
+    best = choose_best(trials)
+    finals = []
+    for seed in seeds:
+        chosen = replace(recipe, base_lr=best.base_lr, weight_decay=best.weight_decay, seed=seed)
+        finals.append(run(problem.final(method, chosen, label), folder, problem, progress))
+        tell(f"{problem.task_name}, {label}, seed {seed}, tested: {_outcome(finals[-1])}")
+    return Tuned(label, trials, best, tuple(finals))
+
+
+def explore(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tuple[Point, ...]:
+    """Carry out a search through Optuna.
+
+    The study `name` in the database `storage` says which trials are begun and done. A trial that is begun and that
+    nobody works on (its process died) is taken up first. Points come back in the order of their trials.
+    """
+    optuna = optuna_module()
+    lock = storage.with_name(storage.name + ".lock")
+    with exclusively(lock):
+        study = optuna.create_study(
+            study_name=name, storage=_database(optuna, storage), direction="maximize", load_if_exists=True
+        )
+    while True:
+        left = [trial for trial in _under_way(study, optuna, lock) if not _taken_up(study, trial, evaluate, False)]
+        with exclusively(lock):
+            trial = search.ask(study)
+        if trial is not None:
+            _taken_up(study, trial, evaluate, False)
+        elif left:
+            _taken_up(study, left[0], evaluate, True)
+        else:
+            break
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    return tuple(dict.fromkeys(point for trial in done if (point := point_of(trial.params)) is not None))
+
+
+def go_through(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tuple[Point, ...]:
+    """Carry out a planned search by itself, without Optuna: the table of runs remembers what was done.
+
+    Raises:
+        InputError: a search that draws its points, which needs Optuna.
+    """
+    require(isinstance(search, PlannedSearch), f"the search {search.name!r} needs Optuna: take a grid.")
+    assert isinstance(search, PlannedSearch)
+    told: dict[Point, float | None] = {}
+    while (point := search.next_point(told)) is not None:
+        told[point] = evaluate(point, True)
+    return tuple(told)
+
+
+def _database(optuna: Any, path: Path) -> Any:
+    check_database(path)
+    return optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": 120}})
+
+
+def _under_way(study: Any, optuna: Any, lock: Path) -> list[Any]:
+    """Trials that are begun and not done; those killed before they had a point are closed."""
+    with exclusively(lock):
+        running = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+        for trial in running:
+            if point_of(trial.params) is None:
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return [trial for trial in running if point_of(trial.params) is not None]
+
+
+def _taken_up(study: Any, trial: Any, evaluate: Evaluate, wait: bool) -> bool:
+    """Finish a trial that another process began; False where that process is still at it."""
+    point = point_of(trial.params)
+    assert point is not None
+    try:
+        study.tell(trial.number, evaluate(point, wait), skip_if_finished=True)
+    except Busy:
+        return False
+    return True
+
+
+def _point(row: RunRow) -> Point:
+    return Point(row.base_lr, row.weight_decay)
+
+
+def _outcome(row: RunRow) -> str:
+    return f"failed ({row.message})" if row.accuracy is None else f"{row.accuracy:.2f} % on {row.evaluation}"

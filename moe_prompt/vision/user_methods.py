@@ -1,0 +1,77 @@
+"""A method of the user's own: a Python file that defines `method`, or `prompt(config)` for one expert per block."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Generator
+
+from moe_prompt.errors import InputError, require
+from moe_prompt.vision.method import DeepExperts, Method
+from moe_prompt.vision.prompting import Prompting
+from moe_prompt.vision.vit import VisionTransformer
+from moe_prompt.vision.vit_config import ViTConfig
+
+
+@dataclass(frozen=True)
+class FileMethod(Method):
+    """A method under the name of its file, with the hash of that file: an edit makes another method of it."""
+
+    method: Method
+    file: str
+    sha256: str
+
+    name = "file"
+
+    @property
+    def copies(self) -> str:  # type: ignore[override]
+        return self.method.copies
+
+    def prompting(self, config: ViTConfig, generator: Generator | None = None) -> Prompting | None:
+        return self.method.prompting(config, generator)
+
+    def adapt(self, backbone: VisionTransformer, generator: Generator | None = None) -> None:
+        self.method.adapt(backbone, generator)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.file, "sha256": self.sha256, "method": self.method.to_dict()}
+
+
+def method_from_file(path: str | Path) -> FileMethod:
+    """The `method` of a Python file, or a prompt expert in every block by its `prompt(config)`.
+
+    Raises:
+        InputError: no such file, one that does not run, or one that defines neither.
+    """
+    path = Path(path)
+    require(path.is_file(), f"no file {path}: name a Python file that defines `method` or `prompt(config)`.")
+    module = _run(path)
+    found, make = getattr(module, "method", None), getattr(module, "prompt", None)
+    if found is None and callable(make):
+        found = DeepExperts(make)
+    if not isinstance(found, Method):
+        raise InputError(
+            f"{path} needs to define `method`, a Method, or `prompt(config)`, which makes a prompt expert: got "
+            f"{type(found).__name__}."
+        )
+    return FileMethod(found, path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+
+def _run(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"moe_prompt_method_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up while it runs
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{path} does not run: {type(error).__name__}: {error}.") from error
+    return module

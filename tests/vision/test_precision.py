@@ -1,0 +1,37 @@
+"""What each precision does to a forward pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from moe_prompt.errors import InputError
+from moe_prompt.vision.precision import autocast, device_of, gradient_scaler, parameter_dtype, widened
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_matrix_products_have_the_precision(precision, dtype):
+    with autocast(precision, CPU):
+        assert nn.Linear(3, 5)(torch.zeros(2, 3)).dtype == dtype
+
+
+def test_only_fp16_scales_its_gradients():
+    assert [gradient_scaler(name, CPU).is_enabled() for name in ("float32", "bf16", "fp16")] == [False, False, True]
+
+
+def test_input_follows_the_parameters():
+    assert parameter_dtype(nn.Linear(3, 5).double()) == torch.float64
+    assert parameter_dtype(nn.Identity()) == torch.float32 and device_of(nn.Identity()) == CPU
+
+
+def test_losses_are_not_summed_in_half_precision():
+    assert widened(torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert widened(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_unknown_precision_is_named():
+    with pytest.raises(InputError, match="unknown precision"):
+        autocast("fp8", CPU)
