@@ -15,8 +15,8 @@ from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.preprocessing import FGVC, VTAB, Preprocessing
+from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import recipe_for
-from moe_prompt.vision.runs import Problem
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.tuning import method_for, recipe_from
 from moe_prompt.vision.user_methods import method_from_file

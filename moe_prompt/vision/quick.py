@@ -26,10 +26,10 @@ from moe_prompt.vision.datasets import PictureDataset, in_memory
 from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.preprocessing import VTAB, Preprocessing
+from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import OURS, Grid
 from moe_prompt.vision.reporting import Report, report
 from moe_prompt.vision.run_table import RunRow
-from moe_prompt.vision.runs import Problem
 from moe_prompt.vision.searches import GridSearch
 from moe_prompt.vision.tasks import Task
 from moe_prompt.vision.training import train

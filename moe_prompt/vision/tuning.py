@@ -22,10 +22,11 @@ from moe_prompt.errors import require
 from moe_prompt.vision.evaluation import Progress, silent
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import method_named
+from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import SEEDS, Point, Schedule, optimizer_of, recipe_for
 from moe_prompt.vision.run_specs import SEARCH, RunSpec
 from moe_prompt.vision.run_table import Busy, RunRow, check_database, exclusively
-from moe_prompt.vision.runs import Problem, run
+from moe_prompt.vision.runs import run
 from moe_prompt.vision.searches import FAILED, PlannedSearch, Search, best_point, optuna_module, point_of
 from moe_prompt.vision.training_recipe import TrainingRecipe
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision import runs
+from moe_prompt.vision import problems, runs
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.datasets import PictureDataset
 from moe_prompt.vision.evaluation import evaluate
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.preprocessing import FGVC, VTAB
+from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.run_table import Busy, RunTable, exclusively
-from moe_prompt.vision.runs import Problem, run
+from moe_prompt.vision.runs import run
 from moe_prompt.vision.tuned_files import load_tuned
 from tests.vision.small_search import SIZES, small_backbone, small_problem, small_recipe, small_task
 
@@ -39,6 +40,22 @@ def test_a_run_is_a_row_and_is_not_repeated(tmp_path, monkeypatch):
     assert json.loads(row.spec)["recipe"]["base_lr"] == 1.0 and "torch" in json.loads(row.made_with)["packages"]
     monkeypatch.setattr(runs, "train", None)  # a second training would fail
     assert run(spec, tmp_path / "out", small_problem(tmp_path / "again")) == row
+
+
+def test_a_linear_probe_reads_features_once_and_gives_what_pictures_give(tmp_path, monkeypatch):
+    """Two trials of one process share what the head sees; their rows are those of the training on pictures."""
+    problem, linear = small_problem(tmp_path), method_named("linear")
+    specs = [problem.trial(linear, small_recipe(base_lr=rate)) for rate in (1.0, 5.0)]
+    computed = []
+    plain = problems.fixed_features
+    monkeypatch.setattr(problems, "fixed_features", lambda *given: computed.append(1) or plain(*given))
+    rows = [run(spec, tmp_path / "shared", problem) for spec in specs]
+    assert len(computed) == 2  # one for each split, whatever the trials
+    monkeypatch.setattr(runs, "can_be_fixed", lambda *_: False)
+    for row, spec in zip(rows, specs, strict=True):
+        alone = run(spec, tmp_path / "alone", small_problem(tmp_path / f"{spec.key}"))
+        assert row.accuracy == alone.accuracy
+        assert row.train_loss == pytest.approx(alone.train_loss, rel=1e-4)
 
 
 def test_a_final_run_is_tested_and_saved(tmp_path):

@@ -1,0 +1,137 @@
+"""A task and a backbone, opened: what many runs share, so that each is read, decoded and measured once."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from moe_prompt.vision.classifier import Classifier
+from moe_prompt.vision.datasets import PictureDataset, SplitDataset, in_memory
+from moe_prompt.vision.features import FeatureDataset, fixed_features
+from moe_prompt.vision.metering import Cost, measure
+from moe_prompt.vision.method import Method
+from moe_prompt.vision.preprocessing import Preprocessing
+from moe_prompt.vision.run_specs import FINAL, SEARCH, Protocol, RunSpec, protocol_of, split_digest
+from moe_prompt.vision.subsets import stratified_fraction
+from moe_prompt.vision.tasks import Split, Task
+from moe_prompt.vision.training_recipe import TrainingRecipe
+from moe_prompt.vision.vit import VisionTransformer
+
+KEPT_IN_MEMORY = 2**30  # bytes of decoded pictures of one split
+SUBSET_SEED = 0  # which pictures a share of a split is: the same ones for every method and every seed
+
+
+class Problem:
+    """A task and a backbone, opened: what the runs of a search share.
+
+    `share` of the training split and `evaluation_share` of the test split are used, stratified by class and the same
+    in every run; validation is always whole. The splits of a purpose are read when a run of that purpose is asked for,
+    so a search never opens the test split.
+    """
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        backbone_name: str,
+        task: Task,
+        preprocessing: Preprocessing,
+        share: float = 1.0,
+        evaluation_share: float = 1.0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.backbone, self.backbone_name, self.task = backbone.to(self.device), backbone_name, task
+        self.preprocessing, self.share, self.evaluation_share = preprocessing, share, evaluation_share
+        self._datasets: dict[tuple[str, float], SplitDataset] = {}
+        self._digests: dict[tuple[str, float], str] = {}
+        self._costs: dict[str, Cost] = {}
+        self._features: dict[tuple[str, float, str], tuple[FeatureDataset, float]] = {}
+
+    @cached_property
+    def backbone_sha(self) -> str:
+        return self.backbone.fingerprint()
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """Which splits are for what; a sentence where there is no validation split."""
+        return protocol_of(tuple(self.task.splits), str(self.task.source))
+
+    @property
+    def task_name(self) -> str:
+        """The published name where the task is one of the 24."""
+        return self.task.known.name if self.task.known else self.task.name
+
+    def trial(self, method: Method, recipe: TrainingRecipe, label: str = "") -> RunSpec:
+        """A run of a search."""
+        return self._spec(SEARCH, method, recipe, label)
+
+    def final(self, method: Method, recipe: TrainingRecipe, label: str = "") -> RunSpec:
+        """A run that is tested."""
+        return self._spec(FINAL, method, recipe, label)
+
+    def _spec(self, purpose: str, method: Method, recipe: TrainingRecipe, label: str) -> RunSpec:
+        training, evaluation = self.protocol.splits(purpose)
+        evaluation_share = self.evaluation_share if purpose == FINAL else 1.0
+        return RunSpec(
+            purpose=purpose,
+            task=self.task_name,
+            label=label or method.name,
+            backbone=self.backbone_name,
+            backbone_sha=self.backbone_sha,
+            method=method,
+            classes=len(self.task.classes),
+            training=training,
+            training_sha=self._digest(training, self.share),
+            evaluation=evaluation,
+            evaluation_sha=self._digest(evaluation, evaluation_share),
+            preprocessing=self.preprocessing,
+            recipe=replace(recipe, normalisation=self.preprocessing.normalisation),
+            share=self.share,
+            evaluation_share=evaluation_share,
+        )
+
+    def split(self, name: str, share: float = 1.0) -> Split:
+        """A split, or a stratified share of it."""
+        split = self.task.split(name)
+        return split if share == 1 else stratified_fraction(split, share, SUBSET_SEED, len(self.task.classes)).split
+
+    def dataset(self, name: str, share: float, training: bool, seed: int) -> SplitDataset:
+        """Pictures of a split; decoded once and shared by runs where nothing about them is random and they fit."""
+        if training and self.preprocessing.random:
+            return PictureDataset(self.split(name, share), self.preprocessing, training=True, seed=seed)
+        place = name, share
+        if place not in self._datasets:
+            plain = PictureDataset(self.split(name, share), self.preprocessing, training=False)
+            height, width = self.preprocessing.size
+            small = 3 * height * width * len(plain) <= KEPT_IN_MEMORY
+            self._datasets[place] = in_memory(plain) if small else plain
+        return self._datasets[place]
+
+    def features(
+        self, classifier: Classifier, pictures: SplitDataset, place: tuple[str, float], recipe: TrainingRecipe
+    ) -> tuple[FeatureDataset, float]:
+        """What the head of a frozen backbone sees of a split, computed once for all runs, and the seconds it took."""
+        name = (*place, recipe.precision)
+        if name not in self._features:
+            began = time.monotonic()
+            options = (recipe.batch, recipe.normalisation, recipe.precision, recipe.workers)
+            found = fixed_features(classifier, pictures, *options)
+            self._features[name] = found, time.monotonic() - began
+        return self._features[name]
+
+    def cost(self, spec: RunSpec, classifier: Classifier) -> Cost:
+        """What one picture costs this method here, measured once."""
+        name = json.dumps([spec.method.to_dict(), spec.classes, spec.recipe.precision])
+        if name not in self._costs:
+            self._costs[name] = measure(classifier, self.preprocessing.size, 1)
+        return self._costs[name]
+
+    def _digest(self, name: str, share: float) -> str:
+        place = name, share
+        if place not in self._digests:
+            self._digests[place] = split_digest(self.split(name, share))
+        return self._digests[place]
