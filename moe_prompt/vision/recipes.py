@@ -88,9 +88,27 @@ SMALL_ADAMW_GRID = Grid(
     OURS,
     "six trials, as many as the small grid of SGD, so that full fine-tuning is searched no less than the others",
 )
+RATES_SGD_GRID = Grid(
+    "rates",
+    "sgd",
+    (5.0, 1.0, 0.5, 0.25, 0.1, 0.05),
+    (0.0001,),
+    OURS,
+    "six learning rates of the published grid, its lower half: features of self-supervised backbones are larger, and "
+    "a few epochs leave weight decay little to do",
+)
+RATES_ADAMW_GRID = Grid(
+    "rates",
+    "adamw",
+    (0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001),
+    (0.0001,),
+    OURS,
+    "six learning rates over the range of the published grid",
+)
 GRIDS: Mapping[str, Mapping[str, Grid]] = {
     "paper": {"sgd": SGD_GRID, "adamw": ADAMW_GRID},
     "small": {"sgd": SMALL_SGD_GRID, "adamw": SMALL_ADAMW_GRID},
+    "rates": {"sgd": RATES_SGD_GRID, "adamw": RATES_ADAMW_GRID},
 }
 
 

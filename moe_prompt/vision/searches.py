@@ -203,21 +203,21 @@ def told_of(study: Study, drawn_twice: bool = False) -> dict[Any, float | None]:
     return told
 
 
-SEARCHES = ("paper", "coordinates", "small", "random", "tpe")
+SEARCHES = ("paper", "coordinates", "small", "rates", "random", "tpe")
 DEFAULT_TRIALS = 6
 
 
 def search_named(name: str, optimizer: str = "sgd", trials: int | None = None) -> Search:
     """A search by its name on the command line, for methods that are trained with `optimizer`.
 
-    "paper" and "coordinates" have the published grid, "small" has six points, and "random" and "tpe" draw `trials`
-    (six unless given) within the range of the published grid.
+    "paper" and "coordinates" have the published grid, "small" and "rates" six points, and "random" and "tpe" draw
+    `trials` (six unless given) within the range of the published grid.
 
     Raises:
         InputError: an unknown name, or a number of trials for a search that has its own.
 
     >>> [search_named(name).trials for name in SEARCHES]
-    [40, 13, 6, 6, 6]
+    [40, 13, 6, 6, 6, 6]
     """
     choose("search", name, dict.fromkeys(SEARCHES))
     paper = choose("optimizer of a grid", optimizer, GRIDS["paper"])
@@ -227,6 +227,7 @@ def search_named(name: str, optimizer: str = "sgd", trials: int | None = None) -
         "paper": GridSearch(paper),
         "coordinates": CoordinateSearch(paper),
         "small": GridSearch(GRIDS["small"][optimizer]),
+        "rates": GridSearch(GRIDS["rates"][optimizer]),
     }[name]
     require(
         trials is None or trials == search.trials,
