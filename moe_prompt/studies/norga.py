@@ -5,7 +5,7 @@ splits of linear and of constant experts are invisible: values split at equal sc
 proposes the gate so that less data are needed; in these cells it changes constants and no rate.
 
 Command: moe-prompt study run norga      (--quick for a picture in a few minutes)
-Cost:    3000 fits
+Cost:    3000 fits, 64 CPU minutes
 Expect:  slope -0.50 of masses and first moments and of the function in all six cells; in the two of tanh experts -0.50
          of D and -0.25 of the split error where n is large (sigma_2 is about 0.01: at n = 1000 the law's split is
          0.26 to 0.28 and not small); in the other four the split error's 90 % quantile does not fall.

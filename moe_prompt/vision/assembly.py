@@ -1,72 +1,110 @@
-"""From what a user types to what runs: a backbone, a task, a method with its options, a training recipe."""
+"""From what a user types to what runs: a task, a method with its options, a training recipe, a backbone.
+
+Words are checked before a backbone is loaded, and a backbone is loaded before a picture is decoded.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moe_prompt.errors import require
+from moe_prompt.errors import InputError, require
 from moe_prompt.vision.checkpoints import LoadReport, load_backbone
-from moe_prompt.vision.layouts import open_task
+from moe_prompt.vision.distributed import local_device
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.preprocessing import FGVC, VTAB, Preprocessing
 from moe_prompt.vision.problems import Problem
-from moe_prompt.vision.recipes import recipe_for
+from moe_prompt.vision.recipes import Point, recipe_for
+from moe_prompt.vision.registry import Progress
+from moe_prompt.vision.tasks import Task
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.tuning import method_for, recipe_from
 from moe_prompt.vision.user_methods import method_from_file
 
+UNSEARCHED: Mapping[str, Point] = {"sgd": Point(0.02, 0.0001), "adamw": Point(0.001, 0.0001)}
+"""Base learning rate and weight decay by optimizer, where nobody searched; both are our choice.
 
-def open_problem(
-    data: Path,
-    backbone: str,
-    image: int | None,
-    normalisation: str | None,
-    share: float,
-    evaluation_share: float,
-    device: str,
-    pooling: str = "cls",
-) -> tuple[Problem, LoadReport]:
-    """The task in a folder and a backbone at the picture size, preprocessed as the task's recipe says."""
-    task = open_task(data)
-    vit, report = load_backbone(backbone, image, pooling)
-    recipe = recipe_for(task.known.name if task.known else task.name)
-    named = normalisation or recipe.schedule.normalisation
+AdamW's are a point of the grid of arXiv 2203.12119. SGD's rate lies below that grid (0.05 to 50, for ViT-B/16), for the
+default backbone: the mean square of its features is 1,725, and along their mean the head settles under heavy-ball SGD
+only below 4 * 2 (1 + 0.9) / (1,725 / 2) = 0.018. Validation accuracy in percent after 3 epochs of 42 x 42 pixels, on
+chest X-rays (of which 54.5 are of one class), Fashion-MNIST (10) and textile (50); VAPT's on X-rays over three seeds:
+
+| rate | VAPT               | VPT-deep           | LoRA | linear             |
+|------|--------------------|--------------------|------|--------------------|
+| 0.1  | 81.5 / 76.0 / 25.0 | 54.5 / 10.0 / 25.0 | 54.5 | 79.0 / 61.0 / 33.0 |
+| 0.05 | 73.7 / 68.0 / 25.0 | 77.0 / 64.5 / 50.0 | 84.0 | 83.5 / 64.5 / 59.0 |
+| 0.02 | 85.7 / 63.0 / 72.5 | 77.0 / 67.0 / 72.0 | 79.5 | 76.0 / 59.5 / 43.0 |
+
+At 0.02 no prompts are at chance. After 100 epochs a linear probe is within 6 points at any rate from 0.02 to 25.
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Which backbone sees which pictures, in the words of the command line; None: as the file or the recipe says."""
+
+    backbone: str
+    image: int | None = None
+    pooling: str = "cls"
+    normalisation: str | None = None
+    share: float = 1.0
+    test_share: float = 1.0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for option, share in (("--share", self.share), ("--test-share", self.test_share)):
+            require(0 < share <= 1, f"{option} is a share in (0, 1]: got {share:g}.")
+        require(self.image is None or self.image >= 1, f"--image is a number of pixels: got {self.image}.")
+
+
+def open_problem(task: Task, setting: Setting, progress: Progress | None = None) -> tuple[Problem, LoadReport]:
+    """The task with a backbone at the picture size, preprocessed as the task's recipe says."""
+    device = usable_device(setting.device)
+    vit, report = load_backbone(setting.backbone, setting.image, setting.pooling, progress=progress)
     problem = Problem(
         vit,
-        backbone if not Path(backbone).exists() else Path(backbone).name,
+        Path(setting.backbone).name if Path(setting.backbone).exists() else setting.backbone,
         task,
-        _preprocessing(recipe.preprocessing, vit.config.image, named),
-        share,
-        evaluation_share,
-        usable_device(device),
+        preprocessing_of(task, vit.config.image, setting.normalisation),
+        setting.share,
+        setting.test_share,
+        device,
     )
     return problem, report
 
 
-def _preprocessing(name: str, size: tuple[int, int], normalisation: str) -> Preprocessing:
-    return (FGVC if name == "fgvc" else VTAB)(size, normalisation)
+def preprocessing_of(task: Task, size: tuple[int, int], normalisation: str | None = None) -> Preprocessing:
+    """Preprocessing by the task's recipe, at this size."""
+    recipe = recipe_for(published_name(task))
+    make = FGVC if recipe.preprocessing == "fgvc" else VTAB
+    return make(size, normalisation or recipe.schedule.normalisation)
+
+
+def published_name(task: Task) -> str:
+    """The name that recipes know it by, where the task is one of the 24, else its own."""
+    return task.known.name if task.known else task.name
 
 
 def usable_device(name: str) -> torch.device:
-    """A device by name; "auto" is the first GPU where there is one.
+    """A device by name; "auto" is a GPU where there is one, and under `torchrun` each process has its own.
 
     Raises:
         InputError: a device that torch does not know or that is not there.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto" or (name == "cuda" and torch.cuda.is_available()):
+        return local_device()
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # a tensor on "meta" can be made, and never be read
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        require(False, f"--device {name} cannot be used ({reason}): take auto or cpu.")
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"--device {name} cannot be used ({reason}): take auto or cpu.") from error
     return device
 
 
@@ -81,17 +119,31 @@ def chosen_method(task: str, name: str, options: Sequence[str]) -> Method:
     if name.endswith(".py"):
         require(not options, f"{name} sets its own options: got {', '.join(options)}; change them in the file.")
         return method_from_file(name)
-    method_named(name)  # an unknown name is told before its recipe is looked for
-    return method_for(task, name, **dict(_option(text) for text in options))
+    plain = method_named(name)  # an unknown name is told before its recipe is looked for
+    given = dict(_option(text) for text in options)
+    for field in fields(plain):  # type: ignore[arg-type]
+        if field.name in given:
+            given[field.name] = _of_kind(str(field.type), field.name, given[field.name])
+    return method_for(task, name, **given)
 
 
 def chosen_recipe(task: str, method: str, changes: Mapping[str, Any]) -> TrainingRecipe:
-    """The training recipe of a task for a method, with what is not None in `changes` put in its place."""
+    """The training recipe of a task for a method, with what is not None in `changes` put in its place.
+
+    Of another number of epochs a tenth is warm-up, rounded up and no more than the recipe's: SGD at the rates of the
+    papers diverges from its first step without. Learning rate and weight decay are those of :data:`UNSEARCHED` unless
+    given; a search puts its own in their place.
+
+    >>> [chosen_recipe("svhn", "vapt", {"epochs": epochs}).warmup for epochs in (1, 2, 10, 11, 100, 200)]
+    [1, 1, 1, 2, 10, 10]
+    """
     schedule = recipe_for(task).schedule
     given = {name: value for name, value in changes.items() if value is not None}
     if "epochs" in given and "warmup" not in given:
-        given["warmup"] = min(schedule.warmup, given["epochs"] // 10)
-    return recipe_from(schedule, method, **given)
+        given["warmup"] = max(min(schedule.warmup, -(-given["epochs"] // 10)), 0)
+    plain = recipe_from(schedule, method, **given)
+    point = UNSEARCHED[plain.optimizer]
+    return recipe_from(schedule, method, **{"base_lr": point.base_lr, "weight_decay": point.weight_decay, **given})
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -101,3 +153,12 @@ def _option(text: str) -> tuple[str, Any]:
         return name.replace("-", "_"), json.loads(value.lower() if value in ("True", "False") else value)
     except json.JSONDecodeError:
         return name.replace("-", "_"), value
+
+
+def _of_kind(kind: str, name: str, value: Any) -> Any:
+    """The value of an option, if it is of the kind that its field has."""
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}
+    wanted = {"int": int, "float": int | float, "bool": bool, "str": str}
+    fits = isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool))
+    require(fits, f"the option {name} is {words[kind]}: got {value!r}.")
+    return float(value) if kind == "float" else value

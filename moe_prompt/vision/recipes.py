@@ -91,11 +91,11 @@ SMALL_ADAMW_GRID = Grid(
 RATES_SGD_GRID = Grid(
     "rates",
     "sgd",
-    (5.0, 1.0, 0.5, 0.25, 0.1, 0.05),
+    (1.0, 0.25, 0.1, 0.05, 0.02, 0.01),
     (0.0001,),
     OURS,
-    "six learning rates of the published grid, its lower half: features of self-supervised backbones are larger, and "
-    "a few epochs leave weight decay little to do",
+    "six learning rates at and below the low end of the published grid: features of self-supervised backbones are "
+    "larger, and prompts diverge at higher ones; a few epochs leave weight decay little to do",
 )
 RATES_ADAMW_GRID = Grid(
     "rates",

@@ -80,7 +80,8 @@ def _trained(spec: RunSpec, problem: Problem, place: Path, progress: Progress) -
     training, evaluation, seconds = _seen(spec, problem, classifier)
     result = train(classifier, training, evaluation, spec.recipe, place, progress)
     if spec.purpose == FINAL and not result.failed:
-        save_tuned(place / "tuned.safetensors", classifier, problem.task.classes, {"run": spec.key})
+        notes = {"run": spec.key, "preprocessing": json.dumps(spec.preprocessing.to_dict())}
+        save_tuned(place / "tuned.safetensors", classifier, problem.task.classes, notes)
     return _row(spec, problem, classifier, replace(result, seconds=result.seconds + seconds), cost)
 
 

@@ -1,19 +1,31 @@
-"""A method of the user's own: a Python file that defines `method`, or `prompt(config)` for one expert per block."""
+"""A method of the user's own: a Python file that defines `method`, or `prompt(config)` for one expert per block.
+
+    class Scaled(PromptExpert): ...
+
+    def prompt(config):                      # a ViTConfig: dim, depth, grid, ...
+        return Scaled(10, config.dim)
+
+What such a file draws from torch's own generator is drawn from the run's seed: equal seeds, equal prompts.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Generator
 
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.method import DeepExperts, Method
+from moe_prompt.vision.methods import METHODS
 from moe_prompt.vision.prompting import Prompting
 from moe_prompt.vision.vit import VisionTransformer
 from moe_prompt.vision.vit_config import ViTConfig
@@ -34,10 +46,12 @@ class FileMethod(Method):
         return self.method.copies
 
     def prompting(self, config: ViTConfig, generator: Generator | None = None) -> Prompting | None:
-        return self.method.prompting(config, generator)
+        with _drawing_from(generator), _told(f"{self.file}.py", "cannot make its prompts"):
+            return self.method.prompting(config, generator)
 
     def adapt(self, backbone: VisionTransformer, generator: Generator | None = None) -> None:
-        self.method.adapt(backbone, generator)
+        with _drawing_from(generator), _told(f"{self.file}.py", "cannot adapt the backbone"):
+            self.method.adapt(backbone, generator)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.file, "sha256": self.sha256, "method": self.method.to_dict()}
@@ -47,10 +61,11 @@ def method_from_file(path: str | Path) -> FileMethod:
     """The `method` of a Python file, or a prompt expert in every block by its `prompt(config)`.
 
     Raises:
-        InputError: no such file, one that does not run, or one that defines neither.
+        InputError: no such file, one named as a method here, one that does not run, or one that defines neither.
     """
     path = Path(path)
     require(path.is_file(), f"no file {path}: name a Python file that defines `method` or `prompt(config)`.")
+    require(path.stem not in {*METHODS, "vapt-paper"}, f"{path} has the name of a method here, {path.stem}: rename it.")
     module = _run(path)
     found, make = getattr(module, "method", None), getattr(module, "prompt", None)
     if found is None and callable(make):
@@ -65,13 +80,32 @@ def method_from_file(path: str | Path) -> FileMethod:
 
 def _run(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"moe_prompt_method_{path.stem}", path)
+    require(spec is not None and spec.loader is not None, f"{path} is no Python file: its name should end in .py.")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up while it runs
-    try:
+    with _told(str(path), "does not run"):
         spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _told(name: str, what: str) -> Iterator[None]:
+    """Whatever goes wrong in the user's code, as a sentence."""
+    try:
+        yield
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{path} does not run: {type(error).__name__}: {error}.") from error
-    return module
+        raise InputError(f"{name} {what}: {type(error).__name__}: {' '.join(str(error).split())}.") from error
+
+
+@contextmanager
+def _drawing_from(generator: Generator | None) -> Iterator[None]:
+    """Torch's own generator, meanwhile, as the given one would have it."""
+    if generator is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield

@@ -1,0 +1,108 @@
+"""Classes of new pictures, by a tuned file on the backbone that it belongs to.
+
+A tuned file says how its pictures were preprocessed, so a picture becomes here what it was in training, but for chance:
+a random crop is the one from the centre, and nothing is flipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moe_prompt.errors import require
+from moe_prompt.tensor_files import TensorFile
+from moe_prompt.vision.checkpoints import LoadReport, load_backbone
+from moe_prompt.vision.classifier import Classifier
+from moe_prompt.vision.lazy_pictures import Pictures
+from moe_prompt.vision.method import Method
+from moe_prompt.vision.precision import device_of
+from moe_prompt.vision.preprocessing import Preprocessing, normalise
+from moe_prompt.vision.registry import Progress
+from moe_prompt.vision.tuned_files import load_tuned, read_notes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The class of a picture, and the probability of each class."""
+
+    picture: str
+    label: int
+    name: str
+    probabilities: tuple[float, ...]
+
+    @property
+    def probability(self) -> float:
+        """Of the class that was told: what the classifier says, calibrated by nobody."""
+        return self.probabilities[self.label]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A tuned classifier with the names of its classes and the preprocessing of its pictures."""
+
+    classifier: Classifier
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    def __call__(self, pictures: Pictures, batch: int = 64) -> Iterator[Prediction]:
+        """The class of each picture, in their order, a batch at a time.
+
+        Raises:
+            PictureError: naming the picture that cannot be read; those of the batches before it were told.
+        """
+        for start in range(0, len(pictures), batch):
+            places = range(start, min(start + batch, len(pictures)))
+            found = self.probabilities(torch.stack([self._pixels(pictures, place) for place in places]))
+            for place, row in zip(places, found.tolist(), strict=True):
+                label = max(range(len(row)), key=row.__getitem__)
+                yield Prediction(pictures.named(place), label, self.classes[label], tuple(row))
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Float[Tensor, "batch classes"]:
+        """softmax of the logits of uint8 pictures (batch, 3, height, width), in evaluation mode."""
+        self.classifier.eval()
+        numbers = normalise(images.to(device_of(self.classifier)), self.preprocessing.normalisation)
+        return self.classifier(numbers).double().softmax(-1)
+
+    def _pixels(self, pictures: Pictures, place: int) -> Tensor:
+        return self.preprocessing.cropped(self.preprocessing.resized(pictures[place]), None)
+
+
+def open_predictor(
+    tuned: str | Path,
+    backbone: str | Path,
+    method: Method | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> tuple[Predictor, LoadReport]:
+    """The predictor in a tuned file, and what the backbone's file held.
+
+    Args:
+        backbone: as for :func:`moe_prompt.vision.checkpoints.load_backbone`; the size of its pictures is the file's.
+        method: the method, where it is the user's own.
+
+    Raises:
+        InputError: naming the file: none, not a tuned one, without preprocessing, or of another backbone or method.
+    """
+    TensorFile(tuned)  # a missing or damaged file is told as for any other tensors
+    notes = read_notes(tuned)
+    preprocessing = _preprocessing(notes, tuned)
+    height, width = json.loads(notes["image"])
+    vit, report = load_backbone(backbone, (height, width), notes["pooling"], progress=progress)
+    classifier, classes = load_tuned(tuned, vit, method)
+    return Predictor(classifier.to(device), classes, preprocessing), report
+
+
+def _preprocessing(notes: Mapping[str, str], tuned: str | Path) -> Preprocessing:
+    require(
+        "preprocessing" in notes,
+        f"{tuned} does not say how its pictures were preprocessed, so that others cannot be seen as it saw them: "
+        "save it again with the note `preprocessing`, as a training does.",
+    )
+    return Preprocessing.from_dict(json.loads(notes["preprocessing"]))
