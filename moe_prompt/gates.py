@@ -10,6 +10,7 @@ with an optional log-weight b_j added to each prompt's score: real attention has
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,9 @@ Scores = Float[Tensor, "*batch queries experts"]
 
 class Gate(nn.Module, ABC):
     """Scores to weights."""
+
+    rowwise: ClassVar[bool] = True
+    """Whether the weights of a query depend on its own scores alone."""
 
     @abstractmethod
     def forward(
@@ -116,6 +120,8 @@ class TopKGate(Gate):
     The average over queries of x_i^T W_Q W_K^T p is xbar^T W_Q W_K^T p, one score per prompt: it chooses the K
     prompts *and* is their score in every row (SMoPE, arXiv 2509.24483). The others weigh zero.
     """
+
+    rowwise = False
 
     def __init__(self, k: int) -> None:
         super().__init__()

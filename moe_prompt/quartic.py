@@ -3,6 +3,7 @@ r"""The least length of a quadratic map on the unit sphere, and of its convex hu
 For symmetric T (q, q, m), T[M] = sum_kl M_kl T_kl in R^m,
 
     least     min |T[a a^T]|  over |a| = 1:                a quartic form, searched from many starts
+    nearest   min |z - T[a a^T]| over a:                   a quartic, searched likewise
     relaxed   min |T[M]|      over M >= 0, trace M = 1:    convex, with a certificate
 
 The second is a lower bound of the first: for every unit vector u of R^m, |T[M]| >= <u, T[M]> >= the least eigenvalue
@@ -18,7 +19,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 Form = Float64[Tensor, "q q m"]
-_STEPS = 200
+_STEPS, _SQUARE_STEPS = 200, 60
 
 
 def least(form: Form, starts: int = 64, seed: int = 0) -> tuple[float, Float64[Tensor, "q"], Float64[Tensor, "s q"]]:
@@ -39,6 +40,54 @@ def least(form: Form, starts: int = 64, seed: int = 0) -> tuple[float, Float64[T
     best = int(torch.where(near, a.abs().sum(1), torch.inf).argmin())
     sign = torch.sign(a[best, a[best].abs().argmax()])
     return scale * float(length[best]), sign * a[best], a
+
+
+def nearest_square(
+    form: Form, target: Float64[Tensor, "m"], starts: int, generator: torch.Generator
+) -> Float64[Tensor, "q"]:
+    """The a that minimises |target - T[a a^T]|, by Levenberg-Marquardt from random starts of its natural size.
+
+    >>> form = torch.diag_embed(torch.eye(3, dtype=torch.float64))
+    >>> a = nearest_square(form, torch.tensor([4.0, 1.0, -5.0]).double(), 20, torch.Generator().manual_seed(0))
+    >>> a.abs().round(decimals=6)
+    tensor([2., 1., 0.], dtype=torch.float64)
+    """
+    size = (target.norm() / form.flatten(0, 1).norm(dim=1).max()).sqrt()
+    start = size * torch.randn(1, starts, 1, len(form), dtype=form.dtype, generator=generator)
+    return nearest_squares([form], target[None], start)[0][0, 0]
+
+
+def nearest_squares(
+    forms: list[Form], targets: Float64[Tensor, "draws m"], start: Float64[Tensor, "draws starts extra q"]
+) -> tuple[Float64[Tensor, "draws extra q"], Float64[Tensor, "draws"]]:
+    """min |target - sum_k T_k[a_k a_k^T]|^2 by Levenberg-Marquardt from every start: the best a and the value."""
+    draws, starts, extra, q = start.shape
+    a, target = start.flatten(0, 1), targets.repeat_interleave(starts, 0)
+
+    def residual(a: Tensor) -> tuple[Tensor, Tensor]:
+        slopes = [torch.einsum("klm,nl->nkm", form, a[:, k]) for k, form in enumerate(forms)]
+        fitted = sum(torch.einsum("nkm,nk->nm", slope, a[:, k]) for k, slope in enumerate(slopes))
+        return fitted - target, 2 * torch.cat(slopes, 1)
+
+    r, jacobian = residual(a)
+    value, damping = r.square().sum(1), torch.ones(len(a), dtype=a.dtype)
+    eye = torch.eye(extra * q, dtype=a.dtype)
+    for _ in range(_SQUARE_STEPS):
+        gram = jacobian @ jacobian.mT
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1) + 1e-300
+        step = torch.linalg.solve(gram + (damping * scale)[:, None, None] * eye, jacobian @ r[..., None])[..., 0]
+        trial = a - step.unflatten(1, (extra, q))
+        new_r, new_jacobian = residual(trial)
+        new = new_r.square().sum(1)
+        good = new < value
+        a = torch.where(good[:, None, None], trial, a)
+        r, jacobian = torch.where(good[:, None], new_r, r), torch.where(good[:, None, None], new_jacobian, jacobian)
+        value = torch.where(good, new, value)
+        damping = torch.where(good, damping / 4, damping * 4).clamp(1e-12, 1e12)
+    value, a = value.unflatten(0, (draws, starts)), a.unflatten(0, (draws, starts))
+    least = value.argmin(1)
+    rows = torch.arange(draws)
+    return a[rows, least], value[rows, least]
 
 
 def relaxed(form: Form, directions: Float64[Tensor, "s q"], steps: int = 200) -> tuple[float, float]:

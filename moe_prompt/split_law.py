@@ -33,10 +33,10 @@ from moe_prompt.covariates import Covariates
 from moe_prompt.curvature import Atom, sigma_2
 from moe_prompt.errors import require
 from moe_prompt.identifiability import Nodes, node_blocks, quadrature, triangular
-from moe_prompt.quartic import least, relaxed
+from moe_prompt.quartic import least, nearest_squares, relaxed
 from moe_prompt.regression import RegressionModel
 
-DRAWS, STARTS, STEPS = 2000, 24, 60  # the Monte Carlo error of a mean is a percent or less
+DRAWS, STARTS = 2000, 24  # the Monte Carlo error of a mean is a percent or less
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _solve(forms: list[Tensor], z: Tensor, extra: int, rng: np.random.Generator)
     best: tuple[Tensor, Tensor, Tensor] | None = None
     for choice in combinations_with_replacement(range(len(forms)), extra):
         start = torch.from_numpy(rng.standard_normal((len(z), STARTS, extra, len(forms[0]))))
-        a, value = _descend([forms[j] for j in choice], z, start)
+        a, value = nearest_squares([forms[j] for j in choice], z, start)
         cells = torch.tensor(choice).expand(len(z), extra)
         if best is None:
             best = (value, cells, a)
@@ -166,37 +166,6 @@ def _solve(forms: list[Tensor], z: Tensor, extra: int, rng: np.random.Generator)
         )
     assert best is not None
     return best[1], best[2]
-
-
-def _descend(forms: list[Tensor], z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Levenberg-Marquardt on |z - sum_k T_k[a_k a_k']|^2 from every start: the best a and its value per draw."""
-    draws, starts, extra, q = start.shape
-    a, target = start.flatten(0, 1), z.repeat_interleave(starts, 0)
-
-    def residual(a: Tensor) -> tuple[Tensor, Tensor]:
-        slopes = [torch.einsum("klm,nl->nkm", form, a[:, k]) for k, form in enumerate(forms)]
-        fitted = sum(torch.einsum("nkm,nk->nm", slope, a[:, k]) for k, slope in enumerate(slopes))
-        return fitted - target, 2 * torch.cat(slopes, 1)
-
-    r, jacobian = residual(a)
-    value, damping = r.square().sum(1), torch.ones(len(a), dtype=a.dtype)
-    eye = torch.eye(extra * q, dtype=a.dtype)
-    for _ in range(STEPS):
-        gram = jacobian @ jacobian.mT
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1) + 1e-300
-        step = torch.linalg.solve(gram + (damping * scale)[:, None, None] * eye, jacobian @ r[..., None])[..., 0]
-        trial = a - step.unflatten(1, (extra, q))
-        new_r, new_jacobian = residual(trial)
-        new = new_r.square().sum(1)
-        good = new < value
-        a = torch.where(good[:, None, None], trial, a)
-        r, jacobian = torch.where(good[:, None], new_r, r), torch.where(good[:, None, None], new_jacobian, jacobian)
-        value = torch.where(good, new, value)
-        damping = torch.where(good, damping / 4, damping * 4).clamp(1e-12, 1e12)
-    value, a = value.unflatten(0, (draws, starts)), a.unflatten(0, (draws, starts))
-    least = value.argmin(1)
-    rows = torch.arange(draws)
-    return a[rows, least], value[rows, least]
 
 
 def _sum(forms: list[Tensor], cells: Tensor, a: Tensor) -> Tensor:

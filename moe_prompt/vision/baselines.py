@@ -13,6 +13,7 @@ r"""Ways to tune a ViT without prompts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -158,6 +159,7 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         check_positive("the rank of LoRA", self.rank)
+        require(math.isfinite(self.alpha), f"the alpha of LoRA is a finite number: got {self.alpha}.")
         require(
             bool(self.maps) and set(self.maps) <= set(_MAPS) and len(set(self.maps)) == len(self.maps),
             f"LoRA takes maps of 'q', 'k' and 'v', each once, as in 'qv': got {self.maps!r}.",

@@ -14,11 +14,14 @@ import re
 from collections.abc import Mapping
 from typing import final
 
+import torch
 from torch import Tensor
 
 from moe_prompt.errors import require
 from moe_prompt.vision.formats_base import Encoder, Format, StoredTensors, by_prefix, parts_of
 
+MOCO_SMALL, MOCO_SMALL_HEADS = 384, 12  # MoCo v3's ViT-S has heads of 32 columns
+_NONE = torch.zeros(0)
 _CHUNKED = re.compile(r"blocks\.\d+\.(\d+)\.")
 
 
@@ -34,7 +37,10 @@ class TimmNames(Format):
         parts = parts_of(_renamed(inside, stored.source), outside, stored.source)
         norm_eps = 1e-6 if stored.norm_eps is None else stored.norm_eps
         notes = (*stored.notes, *parts.notes)
-        return Encoder(_kind(stored, prefix, inside), parts.plain, parts.unexpected, notes, norm_eps, stored.heads)
+        kind = _kind(stored, prefix, inside)
+        narrow = kind.startswith("MoCo v3") and parts.plain.get("cls_token", _NONE).shape[-1] == MOCO_SMALL
+        heads = stored.heads or (MOCO_SMALL_HEADS if narrow else None)
+        return Encoder(kind, parts.plain, parts.unexpected, notes, norm_eps, heads)
 
 
 def _renamed(inside: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Layouts whose pictures are one array of bytes: NumPy files and idx files (MIST-style, plain or .gz).
+"""Layouts whose pictures are one array of bytes: NumPy files and idx files (MNIST-style, plain or .gz).
 
 NumPy   one .npz with `train_images`, `train_labels`, `test_images`, ... (or x_train, y_train, ...), or with `images`
         and `labels` alone; or a folder of train.npz, val.npz, test.npz, or of train_images.npy, train_labels.npy, ...

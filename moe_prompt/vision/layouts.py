@@ -5,7 +5,7 @@
 | `vtab`    | train800.txt, val200.txt, train800val200.txt, test.txt: path and label |
 | `fgvc`    | train.json, val.json, test.json: path -> class id                      |
 | `parquet` | Hugging Face exports                                                   |
-| `idx`     | MIST-style idx files, plain or .gz                                     |
+| `idx`     | MNIST-style idx files, plain or .gz                                     |
 | `numpy`   | .npz or pairs of .npy                                                  |
 | `folder`  | a folder for each class, with or without folders for splits            |
 """

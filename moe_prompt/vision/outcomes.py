@@ -20,6 +20,7 @@ from moe_prompt.vision.run_table import FINAL, SEARCH, RunRow
 from moe_prompt.vision.searches import best_point
 
 CONFIDENCE = 0.95
+_VARIED = ("base_lr", "weight_decay", "seed", "workers")
 
 
 @dataclass(frozen=True, order=True)
@@ -61,7 +62,7 @@ class Cell:
     @property
     def failed(self) -> int:
         """Final runs without a result; they are in no mean, and said."""
-        return len(self.finals) - len(self.accuracies)
+        return sum(row.accuracy is None for row in self.finals)
 
     @property
     def mean(self) -> float | None:
@@ -205,8 +206,9 @@ class PairedDifference:
 def sections(rows: Iterable[RunRow]) -> tuple[Section, ...]:
     """Rows by setting, and in each by task and method.
 
-    Where a method was run with several options on a task, its label tells them apart. Where its final runs have
-    several hyper-parameters, those that validation chose are kept, the others counted; test has no say.
+    Where a method was run with several options or recipes on a task, or tested on several sets, its label tells them
+    apart. Where it was searched, the final runs that count are those with what validation chose, and the others are
+    counted as left out; where it was not, every pair of hyper-parameters is a row of its own. Test has no say.
     """
     by_setting: dict[Setting, list[RunRow]] = {}
     for row in rows:
@@ -217,29 +219,50 @@ def sections(rows: Iterable[RunRow]) -> tuple[Section, ...]:
 def _cells(rows: Sequence[RunRow]) -> tuple[Cell, ...]:
     groups: dict[tuple[str, str], dict[str, list[RunRow]]] = {}
     for row in rows:
-        groups.setdefault((row.task, row.label), {}).setdefault(row.method, []).append(row)
-    cells = []
-    for (task, label), methods in groups.items():
-        for method, found in methods.items():
-            name = label if len(methods) == 1 else f"{label} {_differing(method, methods)}"
-            cells.append(_cell(task, name, found))
+        groups.setdefault((row.task, row.label), {}).setdefault(_variant(row), []).append(row)
+    cells: list[Cell] = []
+    for (task, label), variants in groups.items():
+        for variant, found in variants.items():
+            name = label if len(variants) == 1 else f"{label} {_differing(variant, variants)}"
+            cells += _cells_of(task, name, found)
     return tuple(cells)
 
 
-def _cell(task: str, label: str, rows: Sequence[RunRow]) -> Cell:
+def _variant(row: RunRow) -> str:
+    """Options, recipe and preprocessing of a run, without what a search varies and what a purpose decides."""
+    spec = json.loads(row.spec)
+    recipe = {name: value for name, value in spec.get("recipe", {}).items() if name not in _VARIED}
+    return json.dumps({**json.loads(row.method), **recipe, **spec.get("preprocessing", {})}, sort_keys=True)
+
+
+def _cells_of(task: str, label: str, rows: Sequence[RunRow]) -> list[Cell]:
+    """One cell for each set of test pictures, and without a search one for each pair of hyper-parameters."""
     trials = tuple(row for row in rows if row.purpose == SEARCH)
     finals = [row for row in rows if row.purpose == FINAL]
     told = [(Point(row.base_lr, row.weight_decay), row.accuracy) for row in trials if row.accuracy is not None]
-    points = {Point(row.base_lr, row.weight_decay) for row in finals}
-    if len(points) > 1 and told:
-        points = {best_point((point, accuracy) for point, accuracy in told if accuracy is not None)}
-    kept = tuple(row for row in finals if Point(row.base_lr, row.weight_decay) in points)
-    return Cell(task, label, tuple(sorted(kept, key=lambda row: row.seed)), trials, len(finals) - len(kept))
+    if not finals:
+        return [Cell(task, label, (), trials)]
+    chosen = best_point((point, accuracy) for point, accuracy in told if accuracy is not None) if told else None
+    kept: dict[tuple[int, Point | None], list[RunRow]] = {}
+    for row in finals:
+        point = Point(row.base_lr, row.weight_decay)
+        if chosen in (None, point):
+            kept.setdefault((row.evaluation_images, None if trials else point), []).append(row)
+    left_out = len(finals) - sum(map(len, kept.values()))
+    if not kept:
+        return [Cell(task, label, (), trials, left_out)]
+    tests, points = ({place[i] for place in kept} for i in (0, 1))
+    cells = []
+    for (pictures, given), found in kept.items():
+        words = [label] + ([f"{pictures} test pictures"] if len(tests) > 1 else [])
+        words += [f"lr {given.base_lr:g}, decay {given.weight_decay:g}"] if given and len(points) > 1 else []
+        cells.append(Cell(task, ", ".join(words), tuple(sorted(found, key=lambda r: r.seed)), trials, left_out))
+    return cells
 
 
-def _differing(method: str, methods: Iterable[str]) -> str:
-    """The options of a method that others of the same label have another value of."""
-    own, others = json.loads(method), [json.loads(other) for other in methods]
+def _differing(variant: str, variants: Iterable[str]) -> str:
+    """What others of the same label have another value of."""
+    own, others = json.loads(variant), [json.loads(other) for other in variants]
     differing = [name for name in own if any(other.get(name) != own[name] for other in others)]
     return ", ".join(f"{name}={own[name]}" for name in differing)
 

@@ -49,7 +49,7 @@ class Problem:
         self._datasets: dict[tuple[str, float], SplitDataset] = {}
         self._digests: dict[tuple[str, float], str] = {}
         self._costs: dict[str, Cost] = {}
-        self._features: dict[tuple[str, float, str], tuple[FeatureDataset, float]] = {}
+        self._features: dict[tuple[str, float, str, str], tuple[FeatureDataset, float]] = {}
 
     @cached_property
     def backbone_sha(self) -> str:
@@ -114,8 +114,12 @@ class Problem:
     def features(
         self, classifier: Classifier, pictures: SplitDataset, place: tuple[str, float], recipe: TrainingRecipe
     ) -> tuple[FeatureDataset, float]:
-        """What the head of a frozen backbone sees of a split, computed once for all runs, and the seconds it took."""
-        name = (*place, recipe.precision)
+        """What the head of a frozen backbone sees of a split, computed once for all runs, and the seconds it took.
+
+        Prompts that are frozen and drawn at random are part of what it sees: another method or seed is another entry.
+        """
+        prompted = "" if classifier.prompting is None else json.dumps([classifier.method.to_dict(), recipe.seed])
+        name = (*place, recipe.precision, prompted)
         if name not in self._features:
             began = time.monotonic()
             options = (recipe.batch, recipe.normalisation, recipe.precision, recipe.workers)

@@ -20,6 +20,7 @@ from typing import cast
 import torch
 from torch import Generator, nn
 
+from moe_prompt.errors import require
 from moe_prompt.gates import NonlinearResidualGate
 from moe_prompt.prompts import AdaptivePrompt, ConstantPrompt, FeatureProjector, PrefixPrompt, PromptExpert
 from moe_prompt.vision.method import DeepMethod, Method, check_positive, check_rate
@@ -150,6 +151,8 @@ class VAPT(DeepMethod):
     def __post_init__(self) -> None:
         for kind in ("num_prompts", "kernel_size", "rank"):
             check_positive(kind.replace("_", " "), getattr(self, kind))
+        require(self.static_blocks >= 0, f"static blocks are a number of blocks, 0 or more: got {self.static_blocks}.")
+        require(math.isfinite(self.scale), f"the scale of the projector is a finite number: got {self.scale}.")
         for kind in ("static_dropout", "channel_dropout", "projector_dropout"):
             check_rate(kind.replace("_", " "), getattr(self, kind))
 
@@ -162,7 +165,7 @@ class VAPT(DeepMethod):
     def expert(self, block: int, config: ViTConfig, generator: Generator | None) -> PromptExpert | None:
         if block < self.static_blocks:
             return constant(self.num_prompts, config, self.static_dropout, generator)
-        return self._adaptive(config, None, generator)
+        return self._adaptive(config, None, generator)  # a block on its own has a projector of its own
 
     def _adaptive(
         self, config: ViTConfig, shared: FeatureProjector | None, generator: Generator | None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
-from moe_prompt.errors import require
+from moe_prompt.errors import choose, require
 from moe_prompt.vision.outcomes import Cell, Section, sections
 from moe_prompt.vision.report_tables import Quotes, accuracies, chosen, costs, places, span
 from moe_prompt.vision.run_table import RunRow
@@ -57,6 +57,8 @@ class Report:
 
     def _comparisons(self, section: Section) -> list[str]:
         """Every method against one of them, on each task and on the mean of those that all have."""
+        if self.against:
+            choose("method to compare with", self.against, dict.fromkeys(section.labels))
         base = self.against or ("vpt-deep" if "vpt-deep" in section.labels else section.labels[0])
         common = section.common_tasks
         wanted = [(task,) for task in section.tasks] + ([common] if len(common) > 1 else [])
@@ -101,6 +103,8 @@ def _incomplete_cells(section: Section) -> Iterator[str]:
         where = f"{cell.task}, {cell.label}"
         if not cell.finals:
             yield f"{where}: searched, not tested yet."
+        if not cell.trials:
+            yield f"{where}: its learning rate was given, not searched."
         if cell.failed:
             yield f"{where}: {cell.failed} of {len(cell.finals)} seeds failed and are in no mean."
         if cell.left_out:

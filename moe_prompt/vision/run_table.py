@@ -201,8 +201,12 @@ def exclusively(path: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         Busy: another holds it, and `wait` is False.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = sqlite3.connect(path, timeout=0, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise InputError(f"cannot lock {path} ({error}): name a folder you may write to.") from None
+    with closing(opened) as lock:
         while True:
             try:
                 lock.execute("BEGIN EXCLUSIVE")

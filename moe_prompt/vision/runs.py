@@ -82,10 +82,12 @@ def _trained(spec: RunSpec, problem: Problem, place: Path, progress: Progress) -
     if spec.purpose == FINAL and not result.failed:
         notes = {"run": spec.key, "preprocessing": json.dumps(spec.preprocessing.to_dict())}
         save_tuned(place / "tuned.safetensors", classifier, problem.task.classes, notes)
-    return _row(spec, problem, classifier, replace(result, seconds=result.seconds + seconds), cost)
+    seen, unseen = seconds
+    result = replace(result, seconds=result.seconds + seen, seconds_test=result.seconds_test + unseen)
+    return _row(spec, problem, classifier, result, cost)
 
 
-def _seen(spec: RunSpec, problem: Problem, classifier: Classifier) -> tuple[Dataset, Dataset, float]:
+def _seen(spec: RunSpec, problem: Problem, classifier: Classifier) -> tuple[Dataset, Dataset, tuple[float, float]]:
     """What is trained and evaluated on, and the seconds of what was computed of it before, here or in another run.
 
     Pictures, or the features of a frozen backbone, which all runs of one process share.
@@ -94,10 +96,10 @@ def _seen(spec: RunSpec, problem: Problem, classifier: Classifier) -> tuple[Data
     training = problem.dataset(*places[0], training=True, seed=spec.recipe.seed)
     evaluation = problem.dataset(*places[1], training=False, seed=spec.recipe.seed)
     if not can_be_fixed(classifier, training) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return training, evaluation, 0.0
+        return training, evaluation, (0.0, 0.0)
     seen, seconds = problem.features(classifier, training, places[0], spec.recipe)
     unseen, more = problem.features(classifier, evaluation, places[1], spec.recipe)
-    return seen, unseen, seconds + more
+    return seen, unseen, (seconds, more)
 
 
 def _row(spec: RunSpec, problem: Problem, classifier: Classifier, result: TrainingResult, cost: Cost | None) -> RunRow:

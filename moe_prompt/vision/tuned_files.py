@@ -47,10 +47,15 @@ def save_tuned(
         "image": json.dumps(config.image),
         "pooling": config.pooling,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in classifier.learned().items()}, partial, metadata=notes)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in classifier.learned().items()}, partial, metadata=notes)
+        partial.chmod(0o644)  # safetensors writes for its owner alone
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path} ({error}): name a file that you may write.") from None
     return path
 
 

@@ -136,9 +136,10 @@ class Block(nn.Module):
         """The block's tokens, or the first of them alone."""
         if prompts is not None:
             prompts = prompts._replace(tokens=self._enter(*prompts.tokens, prompts.normalise))
-        attend = self.attn.first_row if first_row else self.attn
-        kept = tokens[:, :1] if first_row else tokens
-        kept = kept + self.ls1(attend(self.norm1(tokens), prompts))
+        kept, normed = tokens[:, :1] if first_row else tokens, self.norm1(tokens)
+        alone = first_row and (prompts is None or prompts.gate is None or prompts.gate.rowwise)
+        attended = self.attn.first_row(normed, prompts) if alone else self.attn(normed, prompts)
+        kept = kept + self.ls1(attended[:, :1] if first_row else attended)
         return kept + self.ls2(self.mlp(self.norm2(kept)))
 
     def _enter(self, key: Tensor, value: Tensor, normalise: bool) -> PromptTokens:

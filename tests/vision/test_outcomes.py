@@ -1,5 +1,7 @@
 """Means, standard deviations and paired differences against NumPy and against rows written by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ FIVE = [81.0, 82.5, 80.0, 79.5, 83.0]
 
 
 def test_a_cell_is_the_seeds_of_one_method_on_one_task():
-    (section,) = sections([*finals(FIVE), trial(70.0), trial(75.0, 1.0)])
+    (section,) = sections([*finals(FIVE), trial(75.0), trial(70.0, 1.0)])
     (cell,) = section.cells
     assert cell.mean == pytest.approx(np.mean(FIVE)) and cell.std == pytest.approx(np.std(FIVE, ddof=1))
     assert dict(cell.accuracies) == dict(zip((42, 44, 82, 100, 800), FIVE, strict=True))
@@ -128,3 +130,28 @@ def test_no_final_runs():
     (cell,) = sections([trial(70.0)])[0].cells
     assert cell.mean is None and cell.method == "vapt" and cell.chosen is None
     assert sections([planted()])[0].cells[0].chosen is None
+
+
+def test_runs_that_differ_in_anything_are_not_one_result():
+    """Other precision, other test pictures: rows of their own, and nothing is called failed for having a double."""
+    bf16 = finals((10.0,) * 5, spec=json.dumps({"recipe": {"precision": "bf16"}}))
+    (section,) = sections([*finals(FIVE, spec=json.dumps({"recipe": {"precision": "float32"}})), *bf16])
+    assert section.labels == ("vapt precision=bf16", "vapt precision=float32")
+    assert [cell.failed for cell in section.cells] == [0, 0]
+    (section,) = sections([*finals(FIVE), *finals((10.0,) * 5, evaluation_images=100)])
+    assert {cell.label for cell in section.cells} == {"vapt, 26032 test pictures", "vapt, 100 test pictures"}
+
+
+def test_a_run_beside_a_search_never_stands_for_it():
+    """Tested by hand at another learning rate than validation chose: left out, though there is no other final run."""
+    (section,) = sections([*finals((99.0,), base_lr=0.02), trial(75.0), trial(70.0, 1.0)])
+    (cell,) = section.cells
+    assert cell.finals == () and cell.left_out == 1 and cell.mean is None
+
+
+def test_unsearched_learning_rates_are_rows_of_their_own():
+    (section,) = sections([*finals((80.0, 81.0)), *finals((90.0, 91.0), base_lr=1.0)])
+    assert {cell.label: cell.mean for cell in section.cells} == {
+        "vapt, lr 5, decay 0.001": 80.5,
+        "vapt, lr 1, decay 0.001": 90.5,
+    }

@@ -6,7 +6,7 @@ import torch
 from experiments.benchmarks.prompts_as_tokens import PromptsAsTokens
 from moe_prompt.attention import AttentionHeadMoE
 from moe_prompt.errors import InputError
-from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
+from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
 from moe_prompt.prompts import ConstantPrompt, PrefixPrompt, PromptExpert, PromptTokens
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.method import DeepExperts
@@ -95,7 +95,9 @@ def test_a_gate_that_is_softmax_is_the_fused_attention():
     torch.testing.assert_close(fused, written_out, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("gate", [None, NonlinearResidualGate(0.7, 1.3), SigmoidGate(-1.0)])
+@pytest.mark.parametrize(
+    "gate", [None, NonlinearResidualGate(0.7, 1.3), SigmoidGate(-1.0), TopKGate(2), ZeroInitGate(0.4)]
+)
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_the_first_row_alone_is_the_first_row(gate, qkv_bias):
     vit, expert = small_vit(qkv_bias=qkv_bias), Shifted(4, 24)

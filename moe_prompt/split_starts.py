@@ -1,0 +1,149 @@
+r"""Least squares that also starts from splits: where an atom too many goes is known before it is fitted.
+
+Fit one atom less; r = f - y are its residuals. Let atom j of it part into two, at distances d_1 and d_2 with
+sum_i e^{b_i} d_i = 0, and the rest of the parameters follow. To second order in d the objective changes by
+
+    1/2 a' D_j a + 1/2 | Proj_perp(e^{b_j} 1/2 d2W_j[a, a]) |^2,     e^{b_j} a a' = sum_i e^{b_i} d_i d_i',
+
+D_j = sum_i r_i e^{b_j} d2W_j(x_i), Proj_perp off the columns of J. This is a quartic in q variables: its minimisers,
+one for each j, are the starts, each with two ways to share the mass, which higher orders choose between. Random starts
+find the best of these minima in most samples and not in all: with two true atoms one in ten ends in the second best.
+
+D_j is exact; the quartic term is taken from the first `rows` observations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from moe_prompt.curvature import Atom
+from moe_prompt.errors import require
+from moe_prompt.estimators import check
+from moe_prompt.fits import Estimator, FitResult, best_of
+from moe_prompt.newton import NewtonLeastSquares
+from moe_prompt.normal_equations import Problem
+from moe_prompt.quartic import nearest_square
+from moe_prompt.regression import Dataset, RegressionModel
+from moe_prompt.second_order import second_order
+
+SHARES = (0.2, 0.8)
+RANK = 1e-9  # of the largest singular value: below, a direction of the tangent space or of splits is none
+
+
+@dataclass(frozen=True)
+class SplitLeastSquares(Estimator):
+    """`newton` from the given starts, and from the splits of a fit with one atom less, `levels` deep.
+
+    With `levels` = 1 the smaller fit has the random starts alone; L + 2 atoms for a truth of L take 2.
+    """
+
+    newton: NewtonLeastSquares = field(default_factory=NewtonLeastSquares)
+    levels: int = 1
+    rows: int = 2048
+    quartic_starts: int = 24
+
+    def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
+        check(model, data, starts)
+        require(self.levels >= 0, f"splits go at least no level deep: got levels = {self.levels}.")
+        return self._fit(model, data, starts, self.levels)
+
+    def _fit(self, model: RegressionModel, data: Dataset, starts: Tensor, levels: int) -> FitResult:
+        found = self.newton.fit(model, data, starts)
+        if levels == 0 or model.num_atoms == 1:
+            return found
+        smaller = model.with_atoms(model.num_atoms - 1)
+        base = self._fit(smaller, data, fewer_atoms(model, smaller, starts), levels - 1)
+        splits = split_starts(smaller, model, base.theta, data, self.rows, self.quartic_starts)
+        every = torch.cat([found.theta[:, None], splits], 1)
+        problem = Problem.of(model, data, every.shape[1])
+        polished = self.newton.polish(problem, every.flatten(0, 1), self.newton.tolerance, self.newton.max_steps)
+        return best_of(polished, every.shape[1], 1)
+
+
+def fewer_atoms(model: RegressionModel, smaller: RegressionModel, theta: Tensor) -> Tensor:
+    """Parameter vectors (*batch, p) without their last atom."""
+    measure = model.measure(theta)
+    order = torch.arange(smaller.num_atoms).expand(*theta.shape[:-1], -1)
+    return smaller.flatten(measure.take_atoms(order))
+
+
+@torch.no_grad()
+def split_starts(
+    smaller: RegressionModel, model: RegressionModel, theta: Tensor, data: Dataset, rows: int, quartic_starts: int
+) -> Float64[Tensor, "replicates starts p"]:
+    """Starts for `model`, one atom more than `smaller`, whose fits are theta (replicates, p)."""
+    joined = torch.stack([_doubled(smaller, model, theta, j) for j in range(smaller.num_atoms)], 1)
+    problem = Problem.of(model, data, smaller.num_atoms)
+    bends = second_order(problem, joined.flatten(0, 1), torch.arange(joined.shape[0] * joined.shape[1]))
+    bends = bends.unflatten(0, joined.shape[:2])
+    generator = torch.Generator().manual_seed(0)
+    starts = []
+    for k, fit in enumerate(theta):
+        scale = math.sqrt(data.n / min(rows, data.n))
+        geometry = _Geometry(smaller, fit, data.x[k, :rows], scale)
+        for j in range(smaller.num_atoms):
+            pair = [Atom(model, joined[k, j], i).places for i in (0, 1 + j)]
+            apart = torch.zeros(model.num_parameters, len(pair[0]), dtype=fit.dtype)
+            apart[pair[0]], apart[pair[1]] = torch.eye(len(pair[0])).to(fit), -torch.eye(len(pair[0])).to(fit)
+            bend = apart.mT @ bends[k, j] @ apart
+            a = geometry.split(j, bend, quartic_starts, generator)
+            moved = _doubled(smaller, model, (fit + geometry.follow(j, a))[None], j)[0]
+            starts += [_parted(model, moved, pair, j, a, share) for share in SHARES]
+    return torch.stack(starts).unflatten(0, (len(theta), -1))
+
+
+class _Geometry:
+    """J and 1/2 e^b d2W of every atom at a fit, on a part of the sample, scaled to the whole."""
+
+    def __init__(self, model: RegressionModel, theta: Tensor, x: Tensor, scale: float) -> None:
+        weights = model.unflatten(theta)[0].exp()
+        atoms = [Atom(model, theta, j) for j in range(model.num_atoms)]
+        self.tangent = scale * model.jacobian(theta, x).flatten(0, 1)
+        self.second = [
+            scale * w * atom.second_derivatives(x).flatten(0, 1) for w, atom in zip(weights, atoms, strict=True)
+        ]
+        self.width = len(atoms[0].vector)
+        left, values, right = torch.linalg.svd(self.tangent, full_matrices=False)
+        kept = values > RANK * values[0]
+        self.basis, self.inverse = left[:, kept], (right.mT[:, kept] / values[kept])
+
+    def split(self, j: int, bend: Tensor, starts: int, generator: torch.Generator) -> Tensor:
+        """The a (q,) that lowers the objective most."""
+        outside = self.second[j] - self.basis @ (self.basis.mT @ self.second[j])
+        _, values, right = torch.linalg.svd(outside, full_matrices=False)
+        kept = values > RANK * values[0]
+        k, l = torch.triu_indices(self.width, self.width)  # noqa: E741
+        target = -0.5 * bend[k, l] @ (right[kept].mT / values[kept])
+        rows = values[kept, None] * right[kept]
+        form = bend.new_zeros(self.width, self.width, len(rows))
+        form[k, l], form[l, k] = rows.mT, rows.mT
+        return nearest_square(form, target, starts, generator)
+
+    def follow(self, j: int, a: Tensor) -> Tensor:
+        """What the parameters of the smaller fit do when atom j is split by a."""
+        k, l = torch.triu_indices(self.width, self.width)  # noqa: E741
+        change = self.second[j] @ (torch.where(k == l, 1.0, 2.0).to(a) * a[k] * a[l])
+        return -self.inverse @ (self.basis.mT @ change)
+
+
+def _doubled(smaller: RegressionModel, model: RegressionModel, theta: Tensor, j: int) -> Tensor:
+    """theta (replicates, p) with atom j twice, the copy first, each with half of its mass."""
+    order = torch.tensor([j, *range(smaller.num_atoms)]).expand(len(theta), -1)
+    doubled = model.flatten(smaller.measure(theta).take_atoms(order))
+    doubled[:, model.slices["b"]][:, [0, 1 + j]] -= math.log(2)
+    return doubled
+
+
+def _parted(model: RegressionModel, theta: Tensor, pair: list[Tensor], j: int, a: Tensor, share: float) -> Tensor:
+    """The two copies apart: masses in the ratio share : 1 - share, centre and second moment kept."""
+    parted, b = theta.clone(), model.slices["b"].start
+    parted[b] += math.log(2 * share)
+    parted[b + 1 + j] += math.log(2 * (1 - share))
+    parted[pair[0]] += a * math.sqrt((1 - share) / share)
+    parted[pair[1]] -= a * math.sqrt(share / (1 - share))
+    return parted

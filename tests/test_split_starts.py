@@ -1,0 +1,98 @@
+"""Starts by splitting: the law's quartic by brute force, and the minimum that many starts find."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from moe_prompt.covariates import Uniform
+from moe_prompt.estimators import LeastSquares
+from moe_prompt.initializers import Random
+from moe_prompt.newton import NewtonLeastSquares
+from moe_prompt.normal_equations import Problem
+from moe_prompt.prompts import ConstantPrompt
+from moe_prompt.quartic import nearest_square
+from moe_prompt.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.split_starts import SplitLeastSquares, fewer_atoms, split_starts
+
+DIM, NOISE, N = 3, 0.02, 701
+NEWTON = NewtonLeastSquares(first=LeastSquares(box=3.0), keep=1)
+
+
+def population():
+    rng = np.random.default_rng(0)
+    frozen = FrozenExperts.random(2, DIM, 2, rng)
+    maps = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((DIM, DIM), (2, DIM)))
+    model = RegressionModel(frozen, ConstantPrompt(2, DIM), *maps)
+    theta = torch.from_numpy(rng.uniform(-2, 2, model.num_parameters))
+    theta[model.slices["b"]] /= 3
+    return Population(model, theta, Uniform(-math.sqrt(3), math.sqrt(3), DIM), NOISE)
+
+
+TRUTH = population()
+MODEL = TRUTH.model.with_atoms(3)
+
+
+def sample(replicates):
+    return TRUTH.sample(N, [np.random.default_rng((5, k)) for k in range(replicates)])
+
+
+def brute_force(data, replicates):
+    """The least objective of polishes from 40 random splits of the truth's two atoms, by hand."""
+    rng = np.random.default_rng(1)
+    b, atoms = TRUTH.theta[:2], TRUTH.theta[2:].reshape(2, DIM)
+    starts = []
+    for k in range(40):
+        j, share, away = k % 2, (0.5, 0.2, 0.8)[k % 3], 0.2 * torch.from_numpy(rng.standard_normal(DIM))
+        parts = [atoms[j] + away * (1 - share), atoms[j] - away * share, atoms[1 - j]]
+        weights = [b[j] + math.log(share), b[j] + math.log(1 - share), b[1 - j]]
+        starts.append(torch.cat([torch.stack(weights), *parts]))
+    every = torch.stack(starts)
+    found = NEWTON.polish(Problem.of(MODEL, data, len(every)), every.repeat(replicates, 1), 1e-6, 300)
+    return found.objective.unflatten(0, (replicates, -1)).amin(1)
+
+
+def test_the_best_split_is_found_from_three_random_starts():
+    """Forty starts near the truth end nowhere lower; three random starts alone do worse in some sample."""
+    data, starts = sample(12), Random(3).starts(MODEL, None, [np.random.default_rng((2, k)) for k in range(12)])
+    best = brute_force(data, 12)
+    found, random = SplitLeastSquares(NEWTON).fit(MODEL, data, starts), NEWTON.fit(MODEL, data, starts)
+    assert bool(found.converged.all())
+    assert bool(((found.objective - best) / NOISE**2 < 0.01).all())
+    assert bool(((random.objective - best) / NOISE**2 > 0.1).any())
+
+
+def test_starts_are_nearly_minima():
+    """They lie below the smaller fit by most of what their polish gains, and keep total masses."""
+    data = sample(5)
+    smaller = TRUTH.model
+    base = NEWTON.fit(smaller, data, TRUTH.theta.expand(5, 1, -1))
+    starts = split_starts(smaller, MODEL, base.theta, data, rows=N, quartic_starts=24)
+    assert starts.shape == (5, 4, MODEL.num_parameters)
+    problem = Problem.of(MODEL, data, 4)
+    at_start = problem.objective(starts.flatten(0, 1), torch.arange(20)).unflatten(0, (5, 4))
+    polished = NEWTON.polish(problem, starts.flatten(0, 1), 1e-6, 300).objective.unflatten(0, (5, 4))
+    gained = (base.objective[:, None] - at_start) / (base.objective[:, None] - polished).clamp(min=1e-9)
+    assert float(gained.amax(1).min()) > 0.5
+    masses = starts[..., MODEL.slices["b"]].exp().sum(-1)
+    near = base.theta[:, smaller.slices["b"]].exp().sum(-1)
+    torch.testing.assert_close(masses, near[:, None].expand(5, 4), rtol=0.05, atol=0)
+
+
+def test_one_atom_less_is_the_last_one():
+    theta = torch.arange(float(MODEL.num_parameters), dtype=torch.float64)
+    b, atoms = theta[:3], theta[3:].reshape(3, DIM)
+    assert torch.equal(fewer_atoms(MODEL, TRUTH.model, theta), torch.cat([b[:2], atoms[:2].flatten()]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nearest_square_against_a_fine_grid(seed):
+    rng = np.random.default_rng(seed)
+    form = torch.from_numpy(rng.standard_normal((2, 2, 5)))
+    form, target = form + form.transpose(0, 1), torch.from_numpy(3 * rng.standard_normal(5))
+    a = nearest_square(form, target, 20, torch.Generator().manual_seed(0))
+    grid = torch.cartesian_prod(*(torch.linspace(-4, 4, 401, dtype=torch.float64),) * 2)
+    values = (target - torch.einsum("nk,nl,klm->nm", grid, grid, form)).square().sum(1)
+    found = (target - torch.einsum("k,l,klm->m", a, a, form)).square().sum()
+    assert float(found) <= float(values.min()) + 1e-9
