@@ -277,6 +277,7 @@ def test_fashion_mnist(tmp_path, small):
         (gzip.compress(b"\0\0\x0d\x01"), "needs to be an idx file of bytes"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), "needs 5 bytes for shape"),
     ],
+    ids=["not packed", "cut short", "of another type", "of too few bytes"],  # packed bytes hold the time
 )
 def test_a_broken_idx_file_is_named(tmp_path, small, content, says):
     files = fashion(tmp_path)[0]
