@@ -16,6 +16,7 @@ import torch
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.checkpoints import LoadReport, load_backbone
 from moe_prompt.vision.distributed import local_device
+from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.preprocessing import FGVC, VTAB, Preprocessing
@@ -26,6 +27,8 @@ from moe_prompt.vision.tasks import Task
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.tuning import method_for, recipe_from
 from moe_prompt.vision.user_methods import method_from_file
+
+__all__ = ["Setting", "chosen_method", "chosen_recipe", "open_problem", "open_task", "published_name", "usable_device"]
 
 UNSEARCHED: Mapping[str, Point] = {"sgd": Point(0.02, 0.0001), "adamw": Point(0.001, 0.0001)}
 """Base learning rate and weight decay by optimizer, where nobody searched; both are our choice.
@@ -127,23 +130,24 @@ def chosen_method(task: str, name: str, options: Sequence[str]) -> Method:
     return method_for(task, name, **given)
 
 
-def chosen_recipe(task: str, method: str, changes: Mapping[str, Any]) -> TrainingRecipe:
-    """The training recipe of a task for a method, with what is not None in `changes` put in its place.
+def chosen_recipe(task: str, optimizer: str, changes: Mapping[str, Any]) -> TrainingRecipe:
+    """The training recipe of a task for a method's optimizer, with what is not None in `changes` put in its place.
 
     Of another number of epochs a tenth is warm-up, rounded up and no more than the recipe's: SGD at the rates of the
     papers diverges from its first step without. Learning rate and weight decay are those of :data:`UNSEARCHED` unless
     given; a search puts its own in their place.
 
-    >>> [chosen_recipe("svhn", "vapt", {"epochs": epochs}).warmup for epochs in (1, 2, 10, 11, 100, 200)]
+    >>> [chosen_recipe("svhn", "sgd", {"epochs": epochs}).warmup for epochs in (1, 2, 10, 11, 100, 200)]
     [1, 1, 1, 2, 10, 10]
     """
     schedule = recipe_for(task).schedule
     given = {name: value for name, value in changes.items() if value is not None}
+    optimizer = given.pop("optimizer", optimizer)
     if "epochs" in given and "warmup" not in given:
         given["warmup"] = max(min(schedule.warmup, -(-given["epochs"] // 10)), 0)
-    plain = recipe_from(schedule, method, **given)
+    plain = recipe_from(schedule, optimizer, **given)
     point = UNSEARCHED[plain.optimizer]
-    return recipe_from(schedule, method, **{"base_lr": point.base_lr, "weight_decay": point.weight_decay, **given})
+    return recipe_from(schedule, optimizer, **{"base_lr": point.base_lr, "weight_decay": point.weight_decay, **given})
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -41,7 +41,7 @@ class Linear(Method):
 class Full(Method):
     """Full fine-tuning."""
 
-    name, copies = "full", "weights"
+    name, copies, optimizer = "full", "weights", "adamw"
 
     def adapt(self, backbone: VisionTransformer, generator: Generator | None = None) -> None:
         backbone.requires_grad_(True)

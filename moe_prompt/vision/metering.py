@@ -1,4 +1,4 @@
-"""What a model costs: arithmetic counted, time and memory measured, and what the machine can do at best."""
+"""What a model costs: arithmetic counted, time and memory measured."""
 
 from __future__ import annotations
 
@@ -40,15 +40,6 @@ class Cost:
     head_parameters: int
     all_parameters: int
 
-    @property
-    def rate_forward(self) -> float:
-        """FLOPs a second that the forward pass achieves: over :func:`matmul_rate`, the share of what is possible."""
-        return self.flops_forward / self.seconds_forward
-
-    @property
-    def rate_step(self) -> float:
-        return self.flops_step / self.seconds_step
-
 
 def measure(
     model: nn.Module,
@@ -89,22 +80,11 @@ def measure(
     )
 
 
-def matmul_rate(
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    size: int | None = None,
-    repeats: int = 7,
-) -> float:
-    """FLOPs a second of a product of two size x size matrices: 2 size^3 over the median time.
-
-    The size is 1024, or 8192 on a CUDA device, unless told. InputError for no size or no repetition.
-    """
-    place = torch.device(device)
-    size = size if size is not None else 8192 if place.type == "cuda" else 1024
-    require(size >= 1 and repeats >= 1, f"a rate needs a size and a repetition: got {size} and {repeats}.")
-    left, right = (torch.rand(size, size, device=place).to(dtype) for _ in range(2))
-    out = torch.empty(size, size, dtype=dtype, device=place)
-    return 2 * size**3 / _seconds(lambda: torch.mm(left, right, out=out), place, repeats)
+def flops(model: nn.Module, image_size: tuple[int, int], precision: str = "float32") -> tuple[int, int]:
+    """Of one picture, in a forward pass and in a training step; nothing is timed."""
+    images = torch.zeros(1, 3, *image_size, dtype=parameter_dtype(model), device=device_of(model))
+    with _as_it_was(model), own_randomness(0, 0, images.device):
+        return _flops(model, images, precision)
 
 
 @contextmanager

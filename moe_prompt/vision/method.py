@@ -22,6 +22,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     """The name on the command line and in tables."""
+    optimizer: ClassVar[str] = "sgd"
+    """What it is trained with unless told otherwise: AdamW for full fine-tuning alone, as in arXiv 2203.12119."""
     copies: ClassVar[str] = "nothing"
     """What `adapt` may change and therefore gets a copy of: "nothing", "modules" (weights stay shared) or "weights"."""
 

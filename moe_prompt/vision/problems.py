@@ -12,7 +12,7 @@ import torch
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.datasets import PictureDataset, SplitDataset, in_memory
 from moe_prompt.vision.features import FeatureDataset, fixed_features
-from moe_prompt.vision.metering import Cost, measure
+from moe_prompt.vision.metering import flops
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.preprocessing import Preprocessing
 from moe_prompt.vision.run_specs import FINAL, SEARCH, Protocol, RunSpec, protocol_of, split_digest
@@ -48,7 +48,7 @@ class Problem:
         self.preprocessing, self.share, self.evaluation_share = preprocessing, share, evaluation_share
         self._datasets: dict[tuple[str, float], SplitDataset] = {}
         self._digests: dict[tuple[str, float], str] = {}
-        self._costs: dict[str, Cost] = {}
+        self._flops: dict[str, tuple[int, int]] = {}
         self._features: dict[tuple[str, float, str, str], tuple[FeatureDataset, float]] = {}
 
     @cached_property
@@ -99,6 +99,17 @@ class Problem:
         split = self.task.split(name)
         return split if share == 1 else stratified_fraction(split, share, SUBSET_SEED, len(self.task.classes)).split
 
+    def shares(self) -> tuple[str, ...]:
+        """What a share of each split came to: how many pictures, and which classes it could not keep."""
+        trained = {(name, self.share) for purpose in (SEARCH, FINAL) for name in self.protocol.splits(purpose)[:1]}
+        tested = {(self.protocol.splits(FINAL)[1], self.evaluation_share)}
+        classes = len(self.task.classes)
+        return tuple(
+            stratified_fraction(self.task.split(name), share, SUBSET_SEED, classes).sentence()
+            for name, share in sorted(trained | tested)
+            if share < 1
+        )
+
     def dataset(self, name: str, share: float, training: bool, seed: int) -> SplitDataset:
         """Pictures of a split; decoded once and shared by runs where nothing about them is random and they fit."""
         if training and self.preprocessing.random:
@@ -127,12 +138,12 @@ class Problem:
             self._features[name] = found, time.monotonic() - began
         return self._features[name]
 
-    def cost(self, spec: RunSpec, classifier: Classifier) -> Cost:
-        """What one picture costs this method here, measured once."""
-        name = json.dumps([spec.method.to_dict(), spec.classes, spec.recipe.precision])
-        if name not in self._costs:
-            self._costs[name] = measure(classifier, self.preprocessing.size, 1)
-        return self._costs[name]
+    def flops(self, spec: RunSpec, classifier: Classifier) -> tuple[int, int]:
+        """Arithmetic of one picture with this method, forward and step, counted once."""
+        name = json.dumps([spec.method.to_dict(), spec.classes])
+        if name not in self._flops:
+            self._flops[name] = flops(classifier, self.preprocessing.size)
+        return self._flops[name]
 
     def _digest(self, name: str, share: float) -> str:
         place = name, share

@@ -112,11 +112,6 @@ GRIDS: Mapping[str, Mapping[str, Grid]] = {
 }
 
 
-def optimizer_of(method: str) -> str:
-    """AdamW for full fine-tuning, SGD for everything else, as in arXiv 2203.12119."""
-    return "adamw" if method == "full" else "sgd"
-
-
 @dataclass(frozen=True)
 class Schedule:
     """Optimisation settings that no search varies."""
@@ -141,10 +136,6 @@ class MethodRecipe:
     options: Mapping[str, Any]
     provenance: str
     why: str
-
-    @property
-    def optimizer(self) -> str:
-        return optimizer_of(self.method)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from moe_prompt.errors import InputError
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.distributed import Ranks, joined
 from moe_prompt.vision.evaluation import Progress, silent
 from moe_prompt.vision.features import can_be_fixed
-from moe_prompt.vision.metering import Cost
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.run_specs import FINAL, RunSpec, describe
 from moe_prompt.vision.run_table import RunRow, RunTable, exclusively
@@ -56,7 +56,13 @@ def run(spec: RunSpec, folder: str | Path, problem: Problem, progress: Progress 
         known = ranks.share(table.get(spec.key) if ranks.first else None)
         if known is not None:
             return known
-        row = _trained(spec, problem, place, progress)
+        try:
+            row = _trained(spec, problem, place, progress)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise InputError(
+                f"{spec.label} on {spec.task} needs more memory than there is: raise --accumulate, lower --batch or "
+                "take --precision bf16; what was saved before is kept."
+            ) from error
         if ranks.first:
             row = table.add(row)
             (place / STATE).unlink(missing_ok=True)  # the row stands for it; of full fine-tuning it is a gigabyte
@@ -76,7 +82,7 @@ def _alone(ranks: Ranks, path: Path, wait: bool) -> Iterator[None]:
 def _trained(spec: RunSpec, problem: Problem, place: Path, progress: Progress) -> RunRow:
     generator = torch.Generator().manual_seed(spec.recipe.seed)
     classifier = Classifier(problem.backbone, spec.method, spec.classes, generator).to(problem.device)
-    cost = problem.cost(spec, classifier) if spec.purpose == FINAL else None
+    counted = problem.flops(spec, classifier) if spec.purpose == FINAL else None
     training, evaluation, seconds = _seen(spec, problem, classifier)
     result = train(classifier, training, evaluation, spec.recipe, place, progress)
     if spec.purpose == FINAL and not result.failed:
@@ -84,7 +90,7 @@ def _trained(spec: RunSpec, problem: Problem, place: Path, progress: Progress) -
         save_tuned(place / "tuned.safetensors", classifier, problem.task.classes, notes)
     seen, unseen = seconds
     result = replace(result, seconds=result.seconds + seen, seconds_test=result.seconds_test + unseen)
-    return _row(spec, problem, classifier, result, cost)
+    return _row(spec, problem, classifier, result, counted)
 
 
 def _seen(spec: RunSpec, problem: Problem, classifier: Classifier) -> tuple[Dataset, Dataset, tuple[float, float]]:
@@ -102,7 +108,9 @@ def _seen(spec: RunSpec, problem: Problem, classifier: Classifier) -> tuple[Data
     return seen, unseen, (seconds, more)
 
 
-def _row(spec: RunSpec, problem: Problem, classifier: Classifier, result: TrainingResult, cost: Cost | None) -> RunRow:
+def _row(
+    spec: RunSpec, problem: Problem, classifier: Classifier, result: TrainingResult, flops: tuple[int, int] | None
+) -> RunRow:
     recipe, accuracy = spec.recipe, result.last_test_accuracy
     height, width = spec.preprocessing.size
     return RunRow(
@@ -139,8 +147,8 @@ def _row(spec: RunSpec, problem: Problem, classifier: Classifier, result: Traini
         tuned_parameters=classifier.num_tuned(),
         head_parameters=sum(p.numel() for p in classifier.head.parameters()),
         backbone_parameters=sum(p.numel() for p in problem.backbone.parameters()),
-        flops_forward=None if cost is None else float(cost.flops_forward),
-        flops_step=None if cost is None else float(cost.flops_step),
+        flops_forward=None if flops is None else float(flops[0]),
+        flops_step=None if flops is None else float(flops[1]),
         finished_utc=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         spec=json.dumps(describe(spec), sort_keys=True),
         made_with=json.dumps(_environment(), sort_keys=True),

@@ -16,7 +16,10 @@ from moe_prompt.vision import command_options as given
 from moe_prompt.vision.command_options import DEFAULT_BACKBONE, RUNS, say, show, show_json, stoppable, watched
 
 if TYPE_CHECKING:
+    from moe_prompt.vision.assembly import Setting
+    from moe_prompt.vision.problems import Problem
     from moe_prompt.vision.run_table import RunRow
+    from moe_prompt.vision.tasks import Task
     from moe_prompt.vision.tuning import Tuned
 
 FAILED = 1
@@ -72,12 +75,10 @@ def train(
     require(data is not None, "train needs --data, a folder of pictures; or --quick, which brings its own.")
     assert data is not None
     from moe_prompt.vision import assembly
-    from moe_prompt.vision.layouts import open_task
-    from moe_prompt.vision.run_table import RunTable
     from moe_prompt.vision.runs import DATABASE, run
 
     setting = assembly.Setting(backbone, image, pooling, normalisation, share, test_share, device)
-    task = open_task(data)
+    task = assembly.open_task(data)
     name = assembly.published_name(task)
     chosen = assembly.chosen_method(name, method, set_ or [])
     changes = {
@@ -93,10 +94,8 @@ def train(
         "seed": seed,
         "workers": workers,
     }
-    recipe = assembly.chosen_recipe(name, chosen.name, changes)
-    problem, loaded = assembly.open_problem(task, setting, say)
-    say(loaded.sentence())
-    RunTable(out / DATABASE)  # a folder that cannot be written is told before anything is decoded
+    recipe = assembly.chosen_recipe(name, chosen.optimizer, changes)
+    problem = _opened(task, setting, out)
     spec = problem.final(chosen, recipe, Path(method).stem)
     with watched(f"{name}, {spec.label}") as progress:
         row = run(spec, out, problem, progress)
@@ -154,11 +153,7 @@ def tune(
     require(data is not None, "tune needs --data, a folder of pictures.")
     assert data is not None
     from moe_prompt.vision import assembly
-    from moe_prompt.vision.layouts import open_task
     from moe_prompt.vision.recipes import SEEDS
-    from moe_prompt.vision.reporting import report
-    from moe_prompt.vision.run_table import RunTable
-    from moe_prompt.vision.runs import DATABASE
     from moe_prompt.vision.searches import search_named
     from moe_prompt.vision.tuning import tune as tuned
 
@@ -168,7 +163,7 @@ def tune(
     require(len(names) == 1 or not set_, "--set belongs to one method: tune one at a time, or leave it out.")
     require(len(set(labels)) == len(labels), f"every --method needs another name: got {', '.join(names)}.")
     setting = assembly.Setting(backbone, image, pooling, normalisation, share, test_share, device)
-    task = open_task(data)
+    task = assembly.open_task(data)
     changes = {
         "epochs": epochs,
         "batch": batch,
@@ -180,11 +175,9 @@ def tune(
     planned = []
     for each in names:  # all words are checked before anything is trained
         chosen = assembly.chosen_method(assembly.published_name(task), each, set_ or [])
-        recipe = assembly.chosen_recipe(assembly.published_name(task), chosen.name, changes)
+        recipe = assembly.chosen_recipe(assembly.published_name(task), chosen.optimizer, changes)
         planned.append((chosen, recipe, search_named(search, recipe.optimizer, trials)))
-    problem, loaded = assembly.open_problem(task, setting, say)
-    say(loaded.sentence())
-    RunTable(out / DATABASE)  # a folder that cannot be written is told before anything is decoded
+    problem = _opened(task, setting, out)
     found: list[Tuned] = []
     errors: dict[str, InputError] = {}
     for label, (chosen, recipe, plan) in zip(labels, planned, strict=True):
@@ -193,6 +186,28 @@ def tune(
                 found.append(tuned(problem, chosen, recipe, plan, out, label, SEEDS[:seeds], progress, say))
         except InputError as error:  # such as no trial with a result: the other methods may have some
             errors[str(error)] = error
+    _tell(found, errors, out)
+
+
+def _opened(task: Task, setting: Setting, out: Path) -> Problem:
+    """A task with its backbone, and a word on both; a folder that cannot be written is told before the decoding."""
+    from moe_prompt.vision import assembly
+    from moe_prompt.vision.run_table import RunTable
+    from moe_prompt.vision.runs import DATABASE
+
+    problem, loaded = assembly.open_problem(task, setting, say)
+    say(loaded.sentence())
+    RunTable(out / DATABASE)
+    for sentence in problem.shares():
+        say(sentence)
+    return problem
+
+
+def _tell(found: list[Tuned], errors: dict[str, InputError], out: Path) -> None:
+    """The report of the methods that have results; then, once each, why others have none."""
+    from moe_prompt.vision.reporting import report
+    from moe_prompt.vision.runs import DATABASE
+
     if found:
         rows = [row for each in found for row in (*each.trials, *each.finals)]
         show(report(rows).text(), f"rows   {out / DATABASE}")

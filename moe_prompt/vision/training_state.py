@@ -138,6 +138,6 @@ class StateFile:
             told = "" if wanted == found else f"{found!r} was saved and this one is {wanted!r}"
         require(
             not told,
-            f"{self.path} is of a training with another {name} ({told}): name another folder, or delete the file to "
-            "begin again.",
+            f"{self.path} is of a training with another {name} ({told}): go on as it was begun, name another "
+            "folder, or delete the file to begin again.",
         )

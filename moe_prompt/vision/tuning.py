@@ -23,7 +23,7 @@ from moe_prompt.vision.evaluation import Progress, silent
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.problems import Problem
-from moe_prompt.vision.recipes import SEEDS, Point, Schedule, optimizer_of, recipe_for
+from moe_prompt.vision.recipes import SEEDS, Point, Schedule, recipe_for
 from moe_prompt.vision.run_specs import SEARCH, RunSpec
 from moe_prompt.vision.run_table import Busy, RunRow, check_database, exclusively
 from moe_prompt.vision.runs import run
@@ -57,11 +57,11 @@ def method_for(task: str, name: str, **options: Any) -> Method:
     return method_named(name, **{**recipe_for(task).of(name).options, **options})
 
 
-def recipe_from(schedule: Schedule, method: str, **changes: Any) -> TrainingRecipe:
-    """A training recipe by a schedule, for a method's optimizer; the search sets learning rate and weight decay."""
+def recipe_from(schedule: Schedule, optimizer: str, **changes: Any) -> TrainingRecipe:
+    """A training recipe by a schedule; the search sets learning rate and weight decay."""
     given: dict[str, Any] = {
         "base_lr": 0.0,
-        "optimizer": optimizer_of(method),
+        "optimizer": optimizer,
         "epochs": schedule.epochs,
         "warmup": schedule.warmup,
         "batch": schedule.batch,

@@ -45,6 +45,10 @@ class FileMethod(Method):
     def copies(self) -> str:  # type: ignore[override]
         return self.method.copies
 
+    @property
+    def optimizer(self) -> str:  # type: ignore[override]
+        return self.method.optimizer
+
     def prompting(self, config: ViTConfig, generator: Generator | None = None) -> Prompting | None:
         with _drawing_from(generator), _told(f"{self.file}.py", "cannot make its prompts"):
             return self.method.prompting(config, generator)

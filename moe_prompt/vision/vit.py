@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -35,7 +34,7 @@ from moe_prompt.vision.prompting import Prompting
 from moe_prompt.vision.vit_blocks import Block
 from moe_prompt.vision.vit_config import VIT_SIZES, ViTConfig
 
-__all__ = ["VIT_SIZES", "ViTConfig", "VisionTransformer", "resample_positions", "with_image"]
+__all__ = ["VIT_SIZES", "ViTConfig", "VisionTransformer", "resample_positions"]
 
 Tokens = Float[Tensor, "_ _ _"]
 Images = Float[Tensor, "batch 3 height width"]
@@ -156,14 +155,3 @@ def resample_positions(
     kept, grid = positions[:, :extra], positions[:, extra:].unflatten(1, old_grid).movedim(-1, 1)
     resized = functional.interpolate(grid.float(), size=new_grid, mode="bicubic", antialias=True)
     return torch.cat([kept, resized.to(positions.dtype).flatten(2).mT], dim=1)
-
-
-def with_image(vit: VisionTransformer, image: tuple[int, int]) -> VisionTransformer:
-    """The same weights for pictures of another size; positions are resampled."""
-    config = replace(vit.config, image=image)
-    other = VisionTransformer(config)
-    state = dict(vit.state_dict())
-    extra = int(config.position_class and config.class_token)
-    state["pos_embed"] = resample_positions(state["pos_embed"], vit.config.grid, config.grid, extra)
-    other.load_state_dict(state)
-    return other

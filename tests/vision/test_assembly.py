@@ -69,26 +69,26 @@ def test_unknown_methods_and_options_of_a_file(tmp_path):
 )
 def test_warmup_of_other_numbers_of_epochs(epochs, warmup):
     """A tenth, rounded up: never none, never more than the recipe's, and the first epoch is below the peak."""
-    recipe = chosen_recipe("svhn", "vapt", {"epochs": epochs, "batch": None})
+    recipe = chosen_recipe("svhn", "sgd", {"epochs": epochs, "batch": None})
     assert (recipe.epochs, recipe.warmup) == (epochs, warmup)
     assert 0 < recipe.rate(0, 0, 7) <= recipe.learning_rate / 2
 
 
 def test_what_is_given_is_taken():
-    assert chosen_recipe("svhn", "vapt", {}).warmup == 10
+    assert chosen_recipe("svhn", "sgd", {}).warmup == 10
     given = {"epochs": 4, "warmup": 0, "base_lr": 7.0, "weight_decay": 0.0, "batch": 3, "precision": "bf16", "seed": 5}
-    recipe = chosen_recipe("svhn", "vapt", given)
+    recipe = chosen_recipe("svhn", "sgd", given)
     assert {name: getattr(recipe, name) for name in given} == given
     for bad in ({"epochs": 0}, {"epochs": -3}, {"epochs": 2, "warmup": 3}, {"precision": "int8"}, {"base_lr": -1.0}):
         with pytest.raises(InputError):
-            chosen_recipe("svhn", "vapt", bad)
+            chosen_recipe("svhn", "sgd", bad)
 
 
 def test_rates_where_nobody_searched():
     """By the optimizer, also where the method's is overruled; AdamW's is published, SGD's below the grid."""
-    assert chosen_recipe("svhn", "vapt", {}).base_lr == UNSEARCHED["sgd"].base_lr
-    assert chosen_recipe("svhn", "full", {}).base_lr == UNSEARCHED["adamw"].base_lr
-    assert chosen_recipe("svhn", "vapt", {"optimizer": "adamw"}).base_lr == UNSEARCHED["adamw"].base_lr
+    assert chosen_recipe("svhn", "sgd", {}).base_lr == UNSEARCHED["sgd"].base_lr
+    assert chosen_recipe("svhn", "adamw", {}).base_lr == UNSEARCHED["adamw"].base_lr
+    assert chosen_recipe("svhn", "sgd", {"optimizer": "adamw"}).base_lr == UNSEARCHED["adamw"].base_lr
     assert UNSEARCHED["adamw"] in GRIDS["paper"]["adamw"].points()
     assert UNSEARCHED["sgd"].base_lr < min(GRIDS["paper"]["sgd"].base_lrs)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.metering import matmul_rate, measure
+from moe_prompt.vision.metering import flops, measure
 
 BATCH, HEIGHT, WIDTH = 3, 7, 11
 
@@ -54,7 +54,6 @@ def test_measuring_leaves_no_trace():
     assert all(torch.equal(p, kept) for p, kept in zip(model.parameters(), before, strict=True))
     assert model.tuned.weight.grad.eq(1).all() and model.head.weight.grad is None
     assert cost.seconds_step > 0 and cost.images_per_second == BATCH / cost.seconds_step
-    assert cost.rate_forward == cost.flops_forward / cost.seconds_forward
 
 
 def test_memory_of_a_step_grows_with_the_batch():
@@ -64,13 +63,11 @@ def test_memory_of_a_step_grows_with_the_batch():
     assert measure(model, 96, 200, repeats=1).peak_memory_mb > kept_mb
 
 
-def test_matrix_rate_is_a_rate():
-    assert 1e7 < matmul_rate(torch.float32, size=128, repeats=3) < 1e15
-    assert matmul_rate(torch.bfloat16, size=64, repeats=1) > 0
+def test_flops_of_a_picture_are_a_part_of_the_batch():
+    cost = measure(Attending(), (HEIGHT, WIDTH), BATCH, repeats=1)
+    assert flops(Attending(), (HEIGHT, WIDTH)) == (cost.flops_forward // BATCH, cost.flops_step // BATCH)
 
 
 def test_nothing_to_measure_is_told():
     with pytest.raises(InputError, match="needs a batch"):
         measure(Attending(), 8, batch=0)
-    with pytest.raises(InputError, match="a rate needs"):
-        matmul_rate(size=0)

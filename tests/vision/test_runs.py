@@ -21,6 +21,7 @@ from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.run_table import Busy, RunTable, exclusively
 from moe_prompt.vision.runs import run
 from moe_prompt.vision.tuned_files import load_tuned
+from moe_prompt.vision.user_methods import method_from_file
 from tests.vision.small_search import SIZES, small_backbone, small_problem, small_recipe, small_task
 
 VPT = method_named("vpt-deep", num_prompts=3)
@@ -204,3 +205,35 @@ def test_every_method_runs(tmp_path):
         row = run(problem.final(method_named(name), small_recipe(epochs=1)), tmp_path / "out", problem)
         assert not row.failed and row.label == name
         assert row.tuned_parameters == Classifier(small_backbone(), method_named(name), 3).num_tuned()
+
+
+def test_frozen_prompts_of_a_file_have_features_of_their_own(tmp_path):
+    """Nothing but the head learns, as in a linear probe, but it sees other features."""
+    path = tmp_path / "frozen.py"
+    path.write_text(
+        "from moe_prompt.prompts import ConstantPrompt\n\n\n"
+        "def prompt(config):\n    return ConstantPrompt(5, config.dim, bound=3.0).requires_grad_(False)\n"
+    )
+    problem, recipe = small_problem(tmp_path / "task"), small_recipe()
+    linear = run(problem.trial(method_named("linear"), recipe), tmp_path / "out", problem)
+    frozen = run(problem.trial(method_from_file(path), recipe), tmp_path / "out", problem)
+    alone = run(problem.trial(method_from_file(path), recipe), tmp_path / "alone", small_problem(tmp_path / "again"))
+    assert frozen.tuned_parameters == 0 and frozen.train_loss == alone.train_loss != linear.train_loss
+
+
+def test_too_little_memory_is_a_sentence(tmp_path, monkeypatch):
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(runs, "train", exhausted)
+    problem = small_problem(tmp_path)
+    with pytest.raises(InputError, match="needs more memory than there is: raise --accumulate"):
+        run(problem.trial(VPT, small_recipe()), tmp_path / "out", problem)
+
+
+def test_a_share_says_what_it_came_to(tmp_path):
+    problem = small_problem(tmp_path)
+    assert problem.shares() == ()
+    problem.share, problem.evaluation_share = 0.01, 0.5
+    told = problem.shares()
+    assert len(told) == 3 and all("so that every class keeps a picture" in sentence for sentence in told[1:])

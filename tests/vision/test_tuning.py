@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision import runs, tuning
+from moe_prompt.vision import runs
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.recipes import Grid, Schedule
 from moe_prompt.vision.run_table import RunTable
@@ -108,10 +108,10 @@ def test_methods_and_recipes_of_a_task():
     assert method_for("svhn", "vapt").to_dict()["num_prompts"] == 50
     assert method_for("svhn", "vapt", num_prompts=3, rank=5).to_dict()["num_prompts"] == 3
     assert method_for("svhn", "vapt-paper").to_dict()["residual"] is False
-    recipe = recipe_from(Schedule(), "full", epochs=7, warmup=1)
+    recipe = recipe_from(Schedule(), method_named("full").optimizer, epochs=7, warmup=1)
     assert (recipe.optimizer, recipe.epochs, recipe.batch, recipe.seed) == ("adamw", 7, 64, 42)
-    assert recipe_from(Schedule(), "lora").optimizer == "sgd"
-    assert search_named("small", recipe.optimizer).optimizer == tuning.optimizer_of("full")
+    assert recipe_from(Schedule(), method_named("lora").optimizer).optimizer == "sgd"
+    assert search_named("small", recipe.optimizer).optimizer == "adamw"
 
 
 @pytest.mark.slow

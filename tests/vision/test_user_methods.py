@@ -100,3 +100,9 @@ def test_a_file_that_is_not_there_or_has_a_taken_name(tmp_path):
 def test_an_expert_that_cannot_be_made(tmp_path, text, says):
     with pytest.raises(InputError, match=says):
         Classifier(small_vit(), method_from_file(written(tmp_path, text)), 7)
+
+
+def test_a_file_that_tunes_everything_is_trained_as_full_fine_tuning_is(tmp_path):
+    path = tmp_path / "everything.py"
+    path.write_text("from moe_prompt.vision.baselines import Full\n\nmethod = Full()\n")
+    assert (method_from_file(path).optimizer, method_from_file(path).copies) == ("adamw", "weights")

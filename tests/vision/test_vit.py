@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions, with_image
+from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
 from tests.vision.small_vit import SMALL, pictures, small_vit
 
 
@@ -136,13 +136,6 @@ def test_resampled_positions_keep_the_class_row_and_a_plane():
     assert torch.equal(resample_positions(positions, (8, 6), (8, 6), 1), positions)
     with pytest.raises(InputError, match="need 49 rows: got 48"):
         resample_positions(ramp, (8, 6), (4, 3), 1)
-
-
-def test_another_picture_size_takes_the_same_weights():
-    vit = small_vit()
-    other = with_image(vit, (16, 12))
-    assert other.config.grid == (4, 3) and other.pos_embed.shape == (1, 13, 24)
-    assert torch.equal(other.blocks[1].attn.qkv.weight, vit.blocks[1].attn.qkv.weight.float())
 
 
 def test_a_fingerprint_sees_one_changed_weight():
