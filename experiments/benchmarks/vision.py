@@ -3,8 +3,8 @@
 Both sides have the same weights, pictures and loss (cross-entropy, forward and backward to the prompts and the head),
 training mode with the methods' own dropout, one thread, and pay CPU seconds; they take turns, and `ratio` is the median
 over pairs of the peer's seconds over ours. `bf16` lines are under autocast, for both; `ratio_to_float32` is ours in
-float32 over ours in bf16, in turns too. Peak memory is the largest resident size of a fresh process that takes three
-steps, `memory_ratio` the peer's over ours.
+float32 over ours in bf16, in turns too. Peak memory is what three steps take above what lay in memory before
+them, in a fresh process; `memory_ratio` is the peer's over ours.
 
 `arithmetic` is the frozen forward pass: operations counted by hand over seconds, divided by the rate of a float32
 matrix product on the same thread.
@@ -12,7 +12,6 @@ matrix product on the same thread.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from torch.nn import functional
 from experiments.benchmarks.machine import cpu_seconds, limit_loaded_threads
 from experiments.benchmarks.prompts_as_tokens import PromptsAsTokens
 from moe_prompt.vision.classifier import Classifier
+from moe_prompt.vision.memory import PeakMemory
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer, ViTConfig
 
@@ -85,7 +85,7 @@ def _memory(method: str, num_prompts: int, batch: int) -> dict[str, Any]:
 
 
 def _peak(who: str, method: str, num_prompts: int, batch: int) -> float:
-    """Largest resident size in MB of a process of its own that takes a few steps."""
+    """Megabytes that a few steps take in a process of its own."""
     command = [sys.executable, "-m", "experiments.benchmarks.vision", who, method, str(num_prompts), str(batch)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -97,9 +97,10 @@ def _alone(who: str, method: str, num_prompts: str, batch: str) -> None:
     ours = Classifier(vit, method_named(method, num_prompts=int(num_prompts)), CLASSES).train()
     model = ours if who == "ours" else PromptsAsTokens(ours).train()
     images, labels = torch.randn(int(batch), 3, 224, 224), torch.arange(int(batch))
+    memory = PeakMemory(torch.device("cpu"))
     for _ in range(STEPS):
         step(model, images, labels, False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(memory.increase())
 
 
 def _arithmetic(vit: VisionTransformer, images: Tensor, rounds: int) -> dict[str, Any]:
