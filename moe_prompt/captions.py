@@ -73,7 +73,8 @@ def _over_specified_caption(study: OverSpecifiedStudy, cells: list[CellSummary])
     ]
     every = list({cell.truth: cell for cell in cells}.values())
     missed = sum(cell.missed or 0 for cell in every)
-    return " ".join([*filter(None, sentences), _counts(every), f"In {missed} the truth fits the data better."])
+    ends = f"In {missed} the truth fits the data better; others may be at a local minimum, which that does not tell."
+    return " ".join([*filter(None, sentences), _counts(every), ends])
 
 
 @caption.register

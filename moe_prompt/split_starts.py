@@ -117,6 +117,8 @@ class _Geometry:
         outside = self.second[j] - self.basis @ (self.basis.mT @ self.second[j])
         _, values, right = torch.linalg.svd(outside, full_matrices=False)
         kept = values > RANK * values[0]
+        if not bool(kept.any()):  # no split shows to second order, as with relu
+            return bend.new_zeros(self.width)
         k, l = torch.triu_indices(self.width, self.width)  # noqa: E741
         target = -0.5 * bend[k, l] @ (right[kept].mT / values[kept])
         rows = values[kept, None] * right[kept]

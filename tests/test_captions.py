@@ -87,7 +87,7 @@ def test_fits_are_counted_once():
     assert said().endswith(
         f"{fits} fits: 0 did not converge, {ended} ended on the boundary of the parameter box; all that gave a number "
         "are counted. "
-        f"In {cells} the truth fits the data better."
+        f"In {cells} the truth fits the data better; others may be at a local minimum, which that does not tell."
     )
     rows = ROWS.copy()
     rows.loc[rows.replicate < 2, "converged"] = 0

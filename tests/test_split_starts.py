@@ -11,7 +11,7 @@ from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
 from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.normal_equations import Problem
-from moe_prompt.prompts import ConstantPrompt
+from moe_prompt.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.quartic import nearest_square
 from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.split_starts import SplitLeastSquares, fewer_atoms, split_starts
@@ -96,3 +96,15 @@ def test_nearest_square_against_a_fine_grid(seed):
     values = (target - torch.einsum("nk,nl,klm->nm", grid, grid, form)).square().sum(1)
     found = (target - torch.einsum("k,l,klm->m", a, a, form)).square().sum()
     assert float(found) <= float(values.min()) + 1e-9
+
+
+def test_splits_that_do_not_show_leave_the_random_starts():
+    """A relu unit that bends nowhere on the data has no second derivative there: starts are finite, fits not worse."""
+    model = RegressionModel(
+        TRUTH.model.frozen, FlatAdaptivePrompt(1, DIM, 1, "relu"), TRUTH.model.key_map, TRUTH.model.value_map
+    )
+    theta = torch.tensor([0.1, 0.7, -0.4, 0.5, 0.3, -0.2, 0.6], dtype=torch.float64)
+    data = Population(model, theta, Uniform(0.5, 1.5, DIM), NOISE).sample(211, [np.random.default_rng(3)])
+    more = model.with_atoms(2)
+    starts = split_starts(model, more, theta[None], data, rows=101, quartic_starts=8)
+    assert bool(starts.isfinite().all()) and starts.shape == (1, 2, more.num_parameters)
