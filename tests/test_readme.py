@@ -1,6 +1,7 @@
 """What the README shows is so: its code runs, its commands parse, its table of rooms is the import graph."""
 
 import ast
+import json
 import re
 import shlex
 import textwrap
@@ -21,7 +22,7 @@ from moe_prompt.summaries import summarize
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SIMULATIONS = (ROOT / "docs" / "simulations.md").read_text()
-PACKAGE = ROOT / "moe_prompt"
+PACKAGE, RESULTS = ROOT / "moe_prompt", ROOT / "experiments" / "results"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)
 SHOWN = ("vpt-vs-vapt", "vpt-vs-vapt-patches", "over-specified", "over-specified-low-noise", "norga")
 COMMANDS = sorted(set(re.findall(r"`moe-prompt ([^`]+)`", README)))
@@ -58,6 +59,18 @@ def test_what_is_said_beside_the_findings_is_in_the_committed_rows():
     mean = own.groupby("n").parameter_loss.mean()
     slope = np.polyfit(np.log(mean.index), np.log(mean), 1)[0]
     assert f"On n >= 1000 VAPT's is {slope:.3f}" in SIMULATIONS
+
+
+def test_speed_of_a_training_step_is_that_of_the_committed_lines():
+    lines = [json.loads(line) for line in (RESULTS / "benchmark-vision.jsonl").read_text().splitlines()]
+    steps = {(line["num_prompts"], line["method"]): line for line in lines if "method" in line}
+    for count in (10, 50, 100):
+        vpt, vapt = (steps[count, method]["ratio"] for method in ("vpt-deep", "vapt"))
+        assert f"{vpt:.2f}x and {vapt:.2f}x with {count}" in README
+    spans = [[line[name] for line in steps.values()] for name in ("memory_ratio", "ratio_to_float32")]
+    assert f"in {min(spans[0]):.2f} to {max(spans[0]):.2f} times less memory" in README
+    assert f"another {min(spans[1]):.2f}x to {max(spans[1]):.2f}x" in README
+    assert f"at {lines[-1]['share_of_matrix_rate']:.0%} of".replace("%", " %") in README
 
 
 # ------------------------------------------------------------------------------------------------ code
