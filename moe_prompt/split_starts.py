@@ -8,6 +8,7 @@ sum_i e^{b_i} d_i = 0, and the rest of the parameters follow. To second order in
 D_j = sum_i r_i e^{b_j} d2W_j(x_i), Proj_perp off the columns of J. This is a quartic in q variables: its minimisers,
 one for each j, are the starts, each with two ways to share the mass, which higher orders choose between. Random starts
 find the best of these minima in most samples and not in all: with two true atoms one in ten ends in the second best.
+A split too long for the expansion or for the box, as one along directions that do not show, is shortened.
 
 D_j is exact; the quartic term is taken from the first `rows` observations.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -32,6 +34,7 @@ from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.second_order import second_order
 
 SHARES = (0.2, 0.8)
+FAR, MAX_HALVINGS = 2.0, 8  # of the smaller fit's objective: a split that raises it so far is halved, so many times
 RANK = 1e-9  # of the largest singular value: below, a direction of the tangent space or of splits is none
 
 
@@ -58,7 +61,7 @@ class SplitLeastSquares(Estimator):
             return found
         smaller = model.with_atoms(model.num_atoms - 1)
         base = self._fit(smaller, data, fewer_atoms(model, smaller, starts), levels - 1)
-        splits = split_starts(smaller, model, base.theta, data, self.rows, self.quartic_starts)
+        splits = split_starts(smaller, model, base.theta, data, self.rows, self.quartic_starts, self.newton.first.box)
         every = torch.cat([found.theta[:, None], splits], 1)
         problem = Problem.of(model, data, every.shape[1])
         polished = self.newton.polish(problem, every.flatten(0, 1), self.newton.tolerance, self.newton.max_steps)
@@ -74,15 +77,21 @@ def fewer_atoms(model: RegressionModel, smaller: RegressionModel, theta: Tensor)
 
 @torch.no_grad()
 def split_starts(
-    smaller: RegressionModel, model: RegressionModel, theta: Tensor, data: Dataset, rows: int, quartic_starts: int
+    smaller: RegressionModel,
+    model: RegressionModel,
+    theta: Tensor,
+    data: Dataset,
+    rows: int,
+    quartic_starts: int,
+    box: float = math.inf,
 ) -> Float64[Tensor, "replicates starts p"]:
-    """Starts for `model`, one atom more than `smaller`, whose fits are theta (replicates, p)."""
+    """Starts within [-box, box]^p for `model`, one atom more than `smaller`, whose fits are theta (replicates, p)."""
     joined = torch.stack([_doubled(smaller, model, theta, j) for j in range(smaller.num_atoms)], 1)
     problem = Problem.of(model, data, smaller.num_atoms)
     bends = second_order(problem, joined.flatten(0, 1), torch.arange(joined.shape[0] * joined.shape[1]))
     bends = bends.unflatten(0, joined.shape[:2])
     generator = torch.Generator().manual_seed(0)
-    starts = []
+    splits = []
     for k, fit in enumerate(theta):
         scale = math.sqrt(data.n / min(rows, data.n))
         geometry = _Geometry(smaller, fit, data.x[k, :rows], scale)
@@ -92,9 +101,18 @@ def split_starts(
             apart[pair[0]], apart[pair[1]] = torch.eye(len(pair[0])).to(fit), -torch.eye(len(pair[0])).to(fit)
             bend = apart.mT @ bends[k, j] @ apart
             a = geometry.split(j, bend, quartic_starts, generator)
-            moved = _doubled(smaller, model, (fit + geometry.follow(j, a))[None], j)[0]
-            starts += [_parted(model, moved, pair, j, a, share) for share in SHARES]
-    return torch.stack(starts).unflatten(0, (len(theta), -1))
+            change = geometry.follow(j, a)
+            for share in SHARES:
+                splits.append(partial(_parted, smaller, model, fit, change, pair, j, a, share))
+    starts = torch.stack([split(1.0) for split in splits]).clamp(-box, box)
+    whole = Problem.of(model, data, len(splits) // len(theta))
+    limit = FAR * whole.objective(joined[:, 0].repeat_interleave(whole.starts, 0), torch.arange(len(splits)))
+    long = torch.arange(len(splits))
+    for halvings in range(1, MAX_HALVINGS + 1):
+        long = long[~(whole.objective(starts[long], long) <= limit[long])]
+        for i in long.tolist():
+            starts[i] = splits[i](0.5**halvings).clamp(-box, box)
+    return starts.unflatten(0, (len(theta), -1))
 
 
 class _Geometry:
@@ -141,11 +159,21 @@ def _doubled(smaller: RegressionModel, model: RegressionModel, theta: Tensor, j:
     return doubled
 
 
-def _parted(model: RegressionModel, theta: Tensor, pair: list[Tensor], j: int, a: Tensor, share: float) -> Tensor:
-    """The two copies apart: masses in the ratio share : 1 - share, centre and second moment kept."""
-    parted, b = theta.clone(), model.slices["b"].start
+def _parted(
+    smaller: RegressionModel,
+    model: RegressionModel,
+    fit: Tensor,
+    change: Tensor,
+    pair: list[Tensor],
+    j: int,
+    a: Tensor,
+    share: float,
+    length: float,
+) -> Tensor:
+    """Atom j in two, `length` a apart: masses in the ratio share : 1 - share, centre and second moment kept."""
+    parted, b = _doubled(smaller, model, (fit + length**2 * change)[None], j)[0], model.slices["b"].start
     parted[b] += math.log(2 * share)
     parted[b + 1 + j] += math.log(2 * (1 - share))
-    parted[pair[0]] += a * math.sqrt((1 - share) / share)
-    parted[pair[1]] -= a * math.sqrt(share / (1 - share))
+    parted[pair[0]] += length * a * math.sqrt((1 - share) / share)
+    parted[pair[1]] -= length * a * math.sqrt(share / (1 - share))
     return parted

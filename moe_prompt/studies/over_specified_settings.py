@@ -27,6 +27,7 @@ from moe_prompt.prompts import (
     ReparameterizedPrefix,
 )
 from moe_prompt.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.split_starts import SplitLeastSquares
 
 DIM, FROZEN, OUTPUTS, SPREAD, BOX, NOISE = 3, 2, 2, 2.0, 3.0, 0.02
 SIZES = (1000, 3162, 10_000, 31_623, 100_000)
@@ -48,20 +49,27 @@ def study(
     extra: int = 1,
     noise: float = NOISE,
 ) -> OverSpecifiedStudy:
-    """Every family with every number of atoms, 100 replicates of each size, slopes on all of them."""
+    """Every family with every number of atoms, 100 replicates of each size, slopes on all of them.
+
+    Fits start from 8 random vectors and from the splits of a fit with fewer atoms; where units have kinks, and splits
+    no second order, from 48 random vectors.
+    """
     truths = {f"{family}, L = {count}": truth(family, count, noise) for family in families for count in atoms}
+    kinked = tuple(cell for cell in truths if "relu" in cell)
+    first = LeastSquares(box=BOX)
+    splits = SplitLeastSquares(NewtonLeastSquares(first, keep=1, handover_steps=60), levels=extra)
     return OverSpecifiedStudy(
         name=name,
         claim=claim,
         truths=truths,
         extra=extra,
         smooth=tuple(cell for cell in truths if is_smooth(cell)),
-        kinked=tuple(cell for cell in truths if "relu" in cell),
+        kinked=kinked,
         sizes=SIZES,
         replicates=100,
         window=(1000, 100_000),
-        estimator=NewtonLeastSquares(first=LeastSquares(box=BOX), keep=3, handover_steps=60),
-        starts=Random(count=48),
+        estimator=NewtonLeastSquares(first, keep=3, handover_steps=60) if kinked else splits,
+        starts=Random(count=48 if kinked else 8),
         quick_sizes=(1000, 3162, 10_000),
         quick_replicates=20,
     )
