@@ -29,6 +29,7 @@ NARROW = 1e-11  # a radius at which no step is left
 CANCELLED = 1e-12  # of the squared length of a pair's columns: below this, their difference is rounding
 SADDLE = 1e-2  # standard errors: a stationary point
 SAME = 0.3  # s^2: of rough fits, objectives nearer than this are one minimum
+CREEP = 1e-3  # s^2: a gain over `patience` steps that is none
 AGAIN, HOPELESS = 3e-3, 50.0  # s^2: of fits that ended, one minimum; a minimum that will not be the best
 
 
@@ -36,7 +37,9 @@ AGAIN, HOPELESS = 3e-3, 50.0  # s^2: of fits that ended, one minimum; a minimum 
 class NewtonLeastSquares(Estimator):
     """`first` descends from every start on its first rung, or to `handover` standard errors where there is none.
 
-    The best `keep` go on by Newton's method, through its larger rungs to the whole sample.
+    The best `keep` go on by Newton's method, through its larger rungs to the whole sample. Where a family is not
+    identifiable minima are flat sets that the box cuts, and fits may creep along them without end: with `patience`,
+    those whose last so many steps gained less than 1e-3 s^2 have converged too, as no data can tell the rest.
     """
 
     first: LeastSquares = field(default_factory=LeastSquares)
@@ -47,6 +50,7 @@ class NewtonLeastSquares(Estimator):
     rung_steps: int = 40
     tolerance: float = 1e-6
     max_steps: int = 1000
+    patience: int | None = None
 
     def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
         check(model, data, starts)
@@ -60,7 +64,7 @@ class NewtonLeastSquares(Estimator):
         for stride, tolerance, steps in rungs:
             problem = Problem.of(model, data, starts.shape[1], stride)
             found = self.polish(problem, starts.flatten(0, 1), tolerance, steps, spare)
-            starts, spare = found.theta.unflatten(0, (len(data), -1)), _spare(problem, found.objective)
+            starts, spare = found.theta.unflatten(0, (len(data), -1)), spare_starts(problem, found.objective)
             assert found.escaped is not None
             escaped |= found.escaped
         return best_of(replace(found, escaped=escaped), problem.starts, 1)
@@ -69,7 +73,7 @@ class NewtonLeastSquares(Estimator):
         self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, spare: Tensor | None = None
     ) -> FitResult:
         """Every problem from its own theta (K, p) to the minimum below it; those in `spare` (K,) are given up."""
-        state = _State(problem, theta, self.first.box)
+        state = _State(problem, theta, self.first.box, self.patience)
         if spare is not None:
             state.done |= spare
             state.objective[spare] = torch.inf
@@ -81,7 +85,7 @@ class NewtonLeastSquares(Estimator):
         return self._result(problem, state, tolerance)
 
     def _result(self, problem: Problem, state: _State, tolerance: float) -> FitResult:
-        converged = ((state.offset <= tolerance) & ~state.saddle) | state.exact()
+        converged = ((state.offset <= tolerance) & ~state.saddle) | state.exact() | state.flat
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
         finite, broken, stuck = (end.tolist() for end in (state.objective.isfinite(), state.broken, state.stuck))
@@ -106,7 +110,7 @@ def _variance(problem: Problem, objective: Tensor) -> Tensor:
     return 2 * best / max(1, problem.observations - problem.model.num_parameters)
 
 
-def _spare(problem: Problem, objective: Tensor) -> Tensor:
+def spare_starts(problem: Problem, objective: Tensor) -> Tensor:
     """Fits of a smaller sample that are a minimum found before, or one so high that no larger sample chooses it."""
     ordered, order = objective.unflatten(0, (-1, problem.starts)).sort(dim=1, stable=True)
     variance = _variance(problem, objective)[:, None]
@@ -128,8 +132,8 @@ def _reason(converged: bool, finite: bool, broken: bool, stuck: bool, max_steps:
 class _State:
     """Where every problem stands, and its quadratic model in coordinates in which J'J has unit diagonal."""
 
-    def __init__(self, problem: Problem, theta: Tensor, box: float) -> None:
-        self.problem, self.box, self.layout = problem, box, Layout.of(problem.model)
+    def __init__(self, problem: Problem, theta: Tensor, box: float, patience: int | None) -> None:
+        self.problem, self.box, self.patience, self.layout = problem, box, patience, Layout.of(problem.model)
         self.theta = theta.clamp(-box, box).clone()
         every = torch.arange(len(theta))
         self.gram = problem.gram(self.theta, every)
@@ -140,10 +144,11 @@ class _State:
         self.offset = torch.full_like(self.objective, torch.inf)
         self.steps = torch.zeros(len(theta), dtype=torch.int64)
         none = torch.zeros(len(theta), dtype=torch.bool)
-        self.done, self.stuck, self.broken, self.saddle, self.escaped = (none.clone() for _ in range(5))
+        self.done, self.stuck, self.broken, self.saddle, self.escaped, self.flat = (none.clone() for _ in range(6))
         self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
         self.done |= ~self.gram.isfinite().all((1, 2))
         self.objective[self.done] = torch.inf
+        self.before = self.objective.clone()  # `patience` steps ago
         self.stale = ~self.done  # where the quadratic model is not that of theta
         p = theta.shape[1]
         self.scale, self.slope, self.pulled = torch.ones_like(theta), torch.zeros_like(theta), torch.zeros_like(theta)
@@ -216,6 +221,14 @@ class _State:
         self.steps[k] += 1
         self.stuck[k] = ~accept & (self.radius[k] < NARROW * (1 + size))
         self.done |= self.stuck
+        if self.patience is not None:
+            self._look_back(k[self.steps[k] % self.patience == 0])
+
+    def _look_back(self, k: Tensor) -> None:
+        variance = 2 * self.objective[k] / max(1, self.problem.observations - self.theta.shape[1])
+        self.flat[k] = self.before[k] - self.objective[k] < CREEP * variance
+        self.before[k] = self.objective[k]
+        self.done |= self.flat
 
     def _inward(self, k: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Chart]:
         """The problems whose steps do not leave the box from its boundary; the others are held there from now on."""

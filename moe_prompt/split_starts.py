@@ -16,7 +16,7 @@ D_j is exact; the quartic term is taken from the first `rows` observations.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -27,7 +27,7 @@ from moe_prompt.curvature import Atom
 from moe_prompt.errors import require
 from moe_prompt.estimators import check
 from moe_prompt.fits import Estimator, FitResult, best_of
-from moe_prompt.newton import NewtonLeastSquares
+from moe_prompt.newton import NewtonLeastSquares, spare_starts
 from moe_prompt.normal_equations import Problem
 from moe_prompt.quartic import nearest_square
 from moe_prompt.regression import Dataset, RegressionModel
@@ -63,9 +63,12 @@ class SplitLeastSquares(Estimator):
         base = self._fit(smaller, data, fewer_atoms(model, smaller, starts), levels - 1)
         splits = split_starts(smaller, model, base.theta, data, self.rows, self.quartic_starts, self.newton.first.box)
         every = torch.cat([found.theta[:, None], splits], 1)
-        problem = Problem.of(model, data, every.shape[1])
-        polished = self.newton.polish(problem, every.flatten(0, 1), self.newton.tolerance, self.newton.max_steps)
-        return best_of(polished, every.shape[1], 1)
+        problem, newton = Problem.of(model, data, every.shape[1]), self.newton
+        rough = newton.polish(problem, every.flatten(0, 1), newton.rung_tolerance, newton.rung_steps)
+        spare = spare_starts(problem, rough.objective)
+        polished = newton.polish(problem, rough.theta, newton.tolerance, newton.max_steps, spare)
+        assert rough.escaped is not None and polished.escaped is not None
+        return best_of(replace(polished, escaped=rough.escaped | polished.escaped), every.shape[1], 1)
 
 
 def fewer_atoms(model: RegressionModel, smaller: RegressionModel, theta: Tensor) -> Tensor:
