@@ -4,7 +4,8 @@ r"""Least squares with more atoms than the truth has: Levenberg-Marquardt, then 
 
 An atom that the truth does not have moves f only to second order, so J'J is singular at the truth and Gauss-Newton
 crawls; the second-order term is as large as what J'J has in those directions. Steps are taken in coordinates in which
-the valleys of such a fit are straight (:mod:`moe_prompt.charts`). A point where the gradient vanishes and H has a
+the valleys of such a fit are straight (:mod:`moe_prompt.charts`); a step that leaves a valley all the same, as the box
+bends those of families that are not identifiable, goes back to its floor before it is judged. A point where the gradient vanishes and H has a
 negative eigenvalue is a saddle (two atoms that coincide are one): it is left along that eigenvector. A fit ends at a
 minimum, by the length of the Newton step in standard errors, sqrt(g' H^-1 g / (p s^2)).
 """
@@ -29,7 +30,7 @@ NARROW = 1e-11  # a radius at which no step is left
 CANCELLED = 1e-12  # of the squared length of a pair's columns: below this, their difference is rounding
 SADDLE = 1e-2  # standard errors: a stationary point
 SAME = 0.3  # s^2: of rough fits, objectives nearer than this are one minimum
-CREEP = 1e-3  # s^2: a gain over `patience` steps that is none
+GOOD, STIFF = 0.75, 1e-4  # of the predicted gain; of the largest eigenvalue of J'J
 AGAIN, HOPELESS = 3e-3, 50.0  # s^2: of fits that ended, one minimum; a minimum that will not be the best
 
 
@@ -37,9 +38,7 @@ AGAIN, HOPELESS = 3e-3, 50.0  # s^2: of fits that ended, one minimum; a minimum 
 class NewtonLeastSquares(Estimator):
     """`first` descends from every start on its first rung, or to `handover` standard errors where there is none.
 
-    The best `keep` go on by Newton's method, through its larger rungs to the whole sample. Where a family is not
-    identifiable minima are flat sets that the box cuts, and fits may creep along them without end: with `patience`,
-    those whose last so many steps gained less than 1e-3 s^2 have converged too, as no data can tell the rest.
+    The best `keep` go on by Newton's method, through its larger rungs to the whole sample.
     """
 
     first: LeastSquares = field(default_factory=LeastSquares)
@@ -50,7 +49,6 @@ class NewtonLeastSquares(Estimator):
     rung_steps: int = 40
     tolerance: float = 1e-6
     max_steps: int = 1000
-    patience: int | None = None
 
     def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
         check(model, data, starts)
@@ -73,7 +71,7 @@ class NewtonLeastSquares(Estimator):
         self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, spare: Tensor | None = None
     ) -> FitResult:
         """Every problem from its own theta (K, p) to the minimum below it; those in `spare` (K,) are given up."""
-        state = _State(problem, theta, self.first.box, self.patience)
+        state = _State(problem, theta, self.first.box)
         if spare is not None:
             state.done |= spare
             state.objective[spare] = torch.inf
@@ -85,7 +83,7 @@ class NewtonLeastSquares(Estimator):
         return self._result(problem, state, tolerance)
 
     def _result(self, problem: Problem, state: _State, tolerance: float) -> FitResult:
-        converged = ((state.offset <= tolerance) & ~state.saddle) | state.exact() | state.flat
+        converged = ((state.offset <= tolerance) & ~state.saddle) | state.exact()
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
         finite, broken, stuck = (end.tolist() for end in (state.objective.isfinite(), state.broken, state.stuck))
@@ -132,8 +130,8 @@ def _reason(converged: bool, finite: bool, broken: bool, stuck: bool, max_steps:
 class _State:
     """Where every problem stands, and its quadratic model in coordinates in which J'J has unit diagonal."""
 
-    def __init__(self, problem: Problem, theta: Tensor, box: float, patience: int | None) -> None:
-        self.problem, self.box, self.patience, self.layout = problem, box, patience, Layout.of(problem.model)
+    def __init__(self, problem: Problem, theta: Tensor, box: float) -> None:
+        self.problem, self.box, self.layout = problem, box, Layout.of(problem.model)
         self.theta = theta.clamp(-box, box).clone()
         every = torch.arange(len(theta))
         self.gram = problem.gram(self.theta, every)
@@ -144,11 +142,10 @@ class _State:
         self.offset = torch.full_like(self.objective, torch.inf)
         self.steps = torch.zeros(len(theta), dtype=torch.int64)
         none = torch.zeros(len(theta), dtype=torch.bool)
-        self.done, self.stuck, self.broken, self.saddle, self.escaped, self.flat = (none.clone() for _ in range(6))
+        self.done, self.stuck, self.broken, self.saddle, self.escaped = (none.clone() for _ in range(5))
         self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
         self.done |= ~self.gram.isfinite().all((1, 2))
         self.objective[self.done] = torch.inf
-        self.before = self.objective.clone()  # `patience` steps ago
         self.stale = ~self.done  # where the quadratic model is not that of theta
         p = theta.shape[1]
         self.scale, self.slope, self.pulled = torch.ones_like(theta), torch.zeros_like(theta), torch.zeros_like(theta)
@@ -210,8 +207,11 @@ class _State:
         gram = self.problem.gram(trial, k)
         bent = (step * (self.hessian[k] @ step[..., None])[..., 0]).sum(1)
         predicted = -(self.pulled[k] * step).sum(1) - 0.5 * bent
-        gained, noise = self.objective[k] - 0.5 * gram[:, -1, -1], 32 * ROUNDING * self.objective[k]
+        noise = 32 * ROUNDING * self.objective[k]
         told = predicted.abs() > 10 * noise  # else gains are rounding
+        poor = told & ~(self.objective[k] - 0.5 * gram[:, -1, -1] > GOOD * predicted) & gram.isfinite().all((1, 2))
+        self._correct(k, trial, gram, poor.nonzero()[:, 0])
+        gained = self.objective[k] - 0.5 * gram[:, -1, -1]
         ratio = torch.where(told, gained / predicted, 0.9).nan_to_num(nan=-1.0)
         accept = gram.isfinite().all((1, 2)) & torch.where(told, (ratio > 1e-4) & (predicted > 0), gained > -noise)
         self._resize(k, ratio, accept, size)
@@ -221,14 +221,21 @@ class _State:
         self.steps[k] += 1
         self.stuck[k] = ~accept & (self.radius[k] < NARROW * (1 + size))
         self.done |= self.stuck
-        if self.patience is not None:
-            self._look_back(k[self.steps[k] % self.patience == 0])
 
-    def _look_back(self, k: Tensor) -> None:
-        variance = 2 * self.objective[k] / max(1, self.problem.observations - self.theta.shape[1])
-        self.flat[k] = self.before[k] - self.objective[k] < CREEP * variance
-        self.before[k] = self.objective[k]
-        self.done |= self.flat
+    def _correct(self, k: Tensor, trial: Tensor, gram: Tensor, poor: Tensor) -> None:
+        """Where a step left a bent valley, Gauss-Newton's step back to its floor, in the stiff directions alone."""
+        if not len(poor):
+            return
+        theta, matrix, gradient = trial[poor], gram[poor, :-1, :-1], gram[poor, :-1, -1]
+        free = ~((theta.abs() >= self.box) & (theta * gradient < 0))
+        scale = matrix.diagonal(dim1=1, dim2=2).clamp(min=TINY).rsqrt() * free
+        values, vectors = torch.linalg.eigh(matrix * scale[:, :, None] * scale[:, None])
+        slope = (vectors.mT @ (gradient * scale)[..., None])[..., 0]
+        back = torch.where(values > STIFF * values[:, -1:], slope / values, 0.0)
+        theta = (theta - (vectors @ back[..., None])[..., 0] * scale).clamp(-self.box, self.box)
+        corrected = self.problem.gram(theta, k[poor])
+        better = corrected[:, -1, -1] < gram[poor, -1, -1]
+        trial[poor[better]], gram[poor[better]] = theta[better], corrected[better]
 
     def _inward(self, k: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Chart]:
         """The problems whose steps do not leave the box from its boundary; the others are held there from now on."""
@@ -251,7 +258,7 @@ class _State:
     def _resize(self, k: Tensor, ratio: Tensor, accept: Tensor, size: Tensor) -> None:
         """Three tenths of a poor step's length, twice the radius after a good one that it held back."""
         held = size > 0.99 * self.radius[k]
-        radius = torch.where(accept & (ratio > 0.75) & held, 2 * self.radius[k], self.radius[k])
+        radius = torch.where(accept & (ratio > GOOD) & held, 2 * self.radius[k], self.radius[k])
         self.radius[k] = torch.where(accept & (ratio > 0.25), radius, torch.minimum(radius, size) * 0.3)
 
     def _step(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:

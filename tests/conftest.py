@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in children: the same bits need the same number of threads
 
 from jaxtyping import install_import_hook
 

@@ -20,7 +20,7 @@ what ends the flat sets. Pilots of up to 24 replicates at n <= 1e4, with the see
 from __future__ import annotations
 
 from moe_prompt.over_specified import OverSpecifiedStudy
-from moe_prompt.studies.over_specified_settings import PATIENCE, study
+from moe_prompt.studies.over_specified_settings import study
 
 FAMILIES = ("VPT, B singular", "prefix, non-shared", "VAPT, linear, r = 2")
 
@@ -30,5 +30,4 @@ def build() -> OverSpecifiedStudy:
         "non-identifiable",
         "with one prompt too many, families with invisible splits learn masses and first moments, not the measure",
         FAMILIES,
-        patience=PATIENCE,
     )

@@ -18,7 +18,7 @@ Pilots of up to 24 replicates at n <= 1e4, with the seed of this study, settled 
 from __future__ import annotations
 
 from moe_prompt.over_specified import OverSpecifiedStudy
-from moe_prompt.studies.over_specified_settings import PATIENCE, study
+from moe_prompt.studies.over_specified_settings import study
 
 EXPERTS = ("linear expert", "constant expert", "tanh ridge")
 FAMILIES = tuple(f"{gate} + {expert}" for gate in ("linear gate", "NoRGa") for expert in EXPERTS)
@@ -30,5 +30,4 @@ def build() -> OverSpecifiedStudy:
         "the expert, not the gate, makes splits visible: tanh experts under both gates, linear, constant under none",
         FAMILIES,
         atoms=(1,),
-        patience=PATIENCE,
     )

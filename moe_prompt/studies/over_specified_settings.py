@@ -30,7 +30,6 @@ from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.split_starts import SplitLeastSquares
 
 DIM, FROZEN, OUTPUTS, SPREAD, BOX, NOISE = 3, 2, 2, 2.0, 3.0, 0.02
-PATIENCE = 50  # steps along a flat set
 SIZES = (1000, 3162, 10_000, 31_623, 100_000)
 SMOOTH = (
     "VPT, B injective",
@@ -49,17 +48,16 @@ def study(
     atoms: Sequence[int] = (1, 2),
     extra: int = 1,
     noise: float = NOISE,
-    patience: int | None = None,
 ) -> OverSpecifiedStudy:
     """Every family with every number of atoms, 100 replicates of each size, slopes on all of them.
 
     Fits start from 8 random vectors and from the splits of a fit with fewer atoms; where units have kinks, and splits
-    no second order, from 48 random vectors. `patience` is for families whose minima are flat sets.
+    no second order, from 48 random vectors.
     """
     truths = {f"{family}, L = {count}": truth(family, count, noise) for family in families for count in atoms}
     kinked = tuple(cell for cell in truths if "relu" in cell)
     first = LeastSquares(box=BOX)
-    splits = SplitLeastSquares(NewtonLeastSquares(first, keep=1, handover_steps=60, patience=patience), levels=extra)
+    splits = SplitLeastSquares(NewtonLeastSquares(first, keep=1, handover_steps=60), levels=extra)
     return OverSpecifiedStudy(
         name=name,
         claim=claim,
