@@ -5,9 +5,9 @@ r"""Least squares with more atoms than the truth has: Levenberg-Marquardt, then 
 An atom that the truth does not have moves f only to second order, so J'J is singular at the truth and Gauss-Newton
 crawls; the second-order term is as large as what J'J has in those directions. Steps are taken in coordinates in which
 the valleys of such a fit are straight (:mod:`moe_prompt.charts`); a step that leaves a valley all the same, as the box
-bends those of families that are not identifiable, goes back to its floor before it is judged. A point where the gradient vanishes and H has a
-negative eigenvalue is a saddle (two atoms that coincide are one): it is left along that eigenvector. A fit ends at a
-minimum, by the length of the Newton step in standard errors, sqrt(g' H^-1 g / (p s^2)).
+bends those of families that are not identifiable, goes back to its floor before it is judged. A point where the
+gradient vanishes and H has a negative eigenvalue is a saddle (two atoms that coincide are one): it is left along that
+eigenvector. A fit ends at a minimum, by the length of the Newton step in standard errors, sqrt(g' H^-1 g / (p s^2)).
 """
 
 from __future__ import annotations
