@@ -1,6 +1,7 @@
 """Starts by splitting: the law's quartic by brute force, and the minimum that many starts find."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,21 @@ def brute_force(data, replicates):
     every = torch.stack(starts)
     found = NEWTON.polish(Problem.of(MODEL, data, len(every)), every.repeat(replicates, 1), 1e-6, 300)
     return found.objective.unflatten(0, (replicates, -1)).amin(1)
+
+
+def test_splits_that_do_not_show_stay_in_the_box_and_near():
+    """Along the antisymmetric part of two linear units a split may be of any length, and the expansion sets none."""
+    rng, box = np.random.default_rng(3), 3.0
+    more = replace(MODEL, expert=FlatAdaptivePrompt(3, DIM, 2, "linear"))
+    theta = torch.from_numpy(rng.uniform(-2, 2, more.with_atoms(2).num_parameters))
+    theta[:2] /= 3
+    truth = replace(TRUTH, model=more.with_atoms(2), theta=theta)
+    data = truth.sample(N, [np.random.default_rng((6, k)) for k in range(4)])
+    base = NEWTON.fit(truth.model, data, theta.expand(4, 1, -1))
+    ends = [split_starts(truth.model, more, base.theta, data, N, 24, side) for side in (math.inf, box)]
+    assert float(ends[0].abs().max()) > 2 * box and float(ends[1].abs().max()) <= box
+    at_start = Problem.of(more, data, 4).objective(ends[1].flatten(0, 1), torch.arange(16)).unflatten(0, (4, 4))
+    assert bool((at_start <= 2 * base.objective[:, None]).all())
 
 
 def test_the_best_split_is_found_from_three_random_starts():
