@@ -56,19 +56,22 @@ class SplitLeastSquares(Estimator):
         return self._fit(model, data, starts, self.levels)
 
     def _fit(self, model: RegressionModel, data: Dataset, starts: Tensor, levels: int) -> FitResult:
-        found = self.newton.fit(model, data, starts)
         if levels == 0 or model.num_atoms == 1:
-            return found
-        smaller = model.with_atoms(model.num_atoms - 1)
+            return self.newton.fit(model, data, starts)
+        newton, smaller = self.newton, model.with_atoms(model.num_atoms - 1)
+        roughly = replace(newton, tolerance=newton.rung_tolerance, max_steps=newton.rung_steps)
+        found = roughly.fit(model, data, starts)
         base = self._fit(smaller, data, fewer_atoms(model, smaller, starts), levels - 1)
-        splits = split_starts(smaller, model, base.theta, data, self.rows, self.quartic_starts, self.newton.first.box)
+        splits = split_starts(smaller, model, base.theta, data, self.rows, self.quartic_starts, newton.first.box)
         every = torch.cat([found.theta[:, None], splits], 1)
-        problem, newton = Problem.of(model, data, every.shape[1]), self.newton
+        problem = Problem.of(model, data, every.shape[1])
         rough = newton.polish(problem, every.flatten(0, 1), newton.rung_tolerance, newton.rung_steps)
         spare = spare_starts(problem, rough.objective)
         polished = newton.polish(problem, rough.theta, newton.tolerance, newton.max_steps, spare)
-        assert rough.escaped is not None and polished.escaped is not None
-        return best_of(replace(polished, escaped=rough.escaped | polished.escaped), every.shape[1], 1)
+        assert found.escaped is not None and rough.escaped is not None and polished.escaped is not None
+        escaped = rough.escaped | polished.escaped
+        escaped[:: every.shape[1]] |= found.escaped
+        return best_of(replace(polished, escaped=escaped), every.shape[1], 1)
 
 
 def fewer_atoms(model: RegressionModel, smaller: RegressionModel, theta: Tensor) -> Tensor:

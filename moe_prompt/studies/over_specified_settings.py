@@ -48,16 +48,17 @@ def study(
     atoms: Sequence[int] = (1, 2),
     extra: int = 1,
     noise: float = NOISE,
+    tolerance: float = 1e-6,
 ) -> OverSpecifiedStudy:
     """Every family with every number of atoms, 100 replicates of each size, slopes on all of them.
 
     Fits start from 8 random vectors and from the splits of a fit with fewer atoms; where units have kinks, and splits
-    no second order, from 48 random vectors.
+    no second order, from 48 random vectors. They end where Newton's step is `tolerance` standard errors.
     """
     truths = {f"{family}, L = {count}": truth(family, count, noise) for family in families for count in atoms}
     kinked = tuple(cell for cell in truths if "relu" in cell)
     first = LeastSquares(box=BOX)
-    splits = SplitLeastSquares(NewtonLeastSquares(first, keep=1, handover_steps=60), levels=extra)
+    splits = SplitLeastSquares(NewtonLeastSquares(first, keep=1, handover_steps=60, tolerance=tolerance), levels=extra)
     return OverSpecifiedStudy(
         name=name,
         claim=claim,

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision import layouts
 from moe_prompt.vision.checkpoints import LoadReport, load_backbone
 from moe_prompt.vision.distributed import local_device
-from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.preprocessing import FGVC, VTAB, Preprocessing
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import Point, recipe_for
 from moe_prompt.vision.registry import Progress
+from moe_prompt.vision.subsets import with_validation
 from moe_prompt.vision.tasks import Task
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.tuning import method_for, recipe_from
@@ -80,6 +81,11 @@ def open_problem(task: Task, setting: Setting, progress: Progress | None = None)
         device,
     )
     return problem, report
+
+
+def open_task(path: Path) -> Task:
+    """The task at a path, with a validation split made of training pictures where it comes without one."""
+    return with_validation(layouts.open_task(path))
 
 
 def preprocessing_of(task: Task, size: tuple[int, int], normalisation: str | None = None) -> Preprocessing:

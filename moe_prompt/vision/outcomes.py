@@ -24,7 +24,7 @@ _VARIED = ("base_lr", "weight_decay", "seed", "workers")
 
 
 @dataclass(frozen=True, order=True)
-class Setting:
+class TableSetting:
     """What rows must have in common to stand in one table."""
 
     backbone: str
@@ -35,7 +35,7 @@ class Setting:
     epochs: int
 
     @classmethod
-    def of(cls, row: RunRow) -> Setting:
+    def of(cls, row: RunRow) -> TableSetting:
         return cls(row.backbone, row.backbone_sha, row.height, row.width, row.share, row.epochs)
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Cell:
 class Section:
     """All cells of one setting."""
 
-    setting: Setting
+    setting: TableSetting
     cells: tuple[Cell, ...]
 
     @property
@@ -210,9 +210,9 @@ def sections(rows: Iterable[RunRow]) -> tuple[Section, ...]:
     apart. Where it was searched, the final runs that count are those with what validation chose, and the others are
     counted as left out; where it was not, every pair of hyper-parameters is a row of its own. Test has no say.
     """
-    by_setting: dict[Setting, list[RunRow]] = {}
+    by_setting: dict[TableSetting, list[RunRow]] = {}
     for row in rows:
-        by_setting.setdefault(Setting.of(row), []).append(row)
+        by_setting.setdefault(TableSetting.of(row), []).append(row)
     return tuple(Section(setting, _cells(found)) for setting, found in sorted(by_setting.items()))
 
 

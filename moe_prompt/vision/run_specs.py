@@ -8,6 +8,8 @@ a :class:`Protocol` names the two pairs of splits, and a :class:`RunSpec` takes 
 | VTAB-1K  | train800 / val200  | train800val200 / test      | arXiv 1910.04867, and every paper since            |
 | others   | train / val        | train / test               | arXiv 2203.12119 trains FGVC on `train` alone, so  |
 |          |                    |                            | numbers beside the published ones must do so too   |
+| no val   | train80 / val      | train / test               | a fifth of `train` chooses:                        |
+|          |                    |                            | :func:`moe_prompt.vision.subsets.with_validation`  |
 """
 
 from __future__ import annotations
@@ -25,13 +27,12 @@ from moe_prompt.errors import require
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.preprocessing import Preprocessing
 from moe_prompt.vision.run_table import FINAL, PURPOSES, SEARCH
-from moe_prompt.vision.tasks import Split
+from moe_prompt.vision.tasks import TEST_SPLIT, Split
 from moe_prompt.vision.training_recipe import TrainingRecipe
 
 VERSION = 1
 """Raised when the same specification gives another result than before."""
 VALIDATION_SPLITS = ("val200", "val")
-TEST_SPLIT = "test"
 _NO_EFFECT = ("workers",)  # fields of a recipe that change no result
 _SAMPLED = 16  # pictures of a split whose pixels go into its digest
 
@@ -71,6 +72,7 @@ class Protocol:
 
 PROTOCOLS = (
     Protocol("vtab", ("train800", "val200"), ("train800val200", "test")),
+    Protocol("train/test", ("train80", "val"), ("train", "test")),
     Protocol("train/val/test", ("train", "val"), ("train", "test")),
 )
 

@@ -10,14 +10,15 @@ to one picture a class, which the result tells.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from moe_prompt.errors import require
-from moe_prompt.vision.tasks import Split
+from moe_prompt.vision.tasks import TEST_SPLIT, Split, Task
 
+VALIDATION, VALIDATION_SEED = 0.2, 0  # of `train`, where a task comes without a validation split
 SHARES = (0.01, 0.1, 0.3, 0.5, 1.0)
 """The shares of the papers' low-data curves."""
 
@@ -72,6 +73,21 @@ def stratified_fraction(split: Split, share: float, seed: int, classes: int) -> 
         tuple(missing.tolist()),
         share,
     )
+
+
+def with_validation(task: Task) -> Task:
+    """A task with `train` and `test` alone, as MNIST comes, with a stratified fifth of `train` as its `val`.
+
+    What is left for the search is `train80`; `train` stays whole, for the training that is tested. Any other task is
+    given back as it is.
+    """
+    if "train" not in task.splits or TEST_SPLIT not in task.splits or set(task.splits) & {"val", "val200", "train800"}:
+        return task
+    part = stratified_fraction(task.splits["train"], 1 - VALIDATION, VALIDATION_SEED, len(task.classes))
+    if len(part.rest) == 0:
+        return task
+    split = {"train80": replace(part.split, name="train80"), "val": replace(part.rest, name="val")}
+    return replace(task, splits={**split, **task.splits})
 
 
 def _places(labels: Int64[np.ndarray, " pictures"], seed: int) -> Float64[np.ndarray, " pictures"]:

@@ -19,7 +19,8 @@ from moe_prompt.errors import choose
 from moe_prompt.vision.known_tasks import KnownTask, known_task
 from moe_prompt.vision.lazy_pictures import Pictures
 
-MEASURED = ("val", "val200", "test")
+TEST_SPLIT = "test"
+MEASURED = ("val", "val200", TEST_SPLIT)
 """Splits that a model is chosen or judged on; every other split is trained on."""
 UNIONS: Mapping[str, tuple[str, str]] = {"train800val200": ("train800", "val200"), "trainval": ("train", "val")}
 """Splits that are two others together, by their names."""

@@ -198,6 +198,9 @@ def _opened(task: Task, setting: Setting, out: Path) -> Problem:
     problem, loaded = assembly.open_problem(task, setting, say)
     say(loaded.sentence())
     RunTable(out / DATABASE)
+    if "train80" in task.splits:
+        count, whole = len(task.splits["val"]), len(task.splits["train"])
+        say(f"{task.source} comes without a validation split: {count} of its {whole} training pictures are one.")
     for sentence in problem.shares():
         say(sentence)
     return problem
