@@ -21,6 +21,8 @@ STATUSES = (PUBLISHED, FIGURE, MEMORY)
 IN21K = "ViT-B/16 ImageNet-21k"
 MAE = "ViT-B/16 MAE"
 MOCO = "ViT-B/16 MoCo v3"
+REPORTED_OF: Mapping[str, str] = {"mae-vit-b16": MAE, "moco-v3-vit-b16": MOCO}
+"""Of which backbone the numbers beside ours are, by the name of ours; of ImageNet-21k's where it has none."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Natural": ("cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"),

@@ -13,6 +13,7 @@ from moe_prompt.vision.references import (
     FLAT,
     GROUPS,
     IN21K,
+    REPORTED_OF,
     VTAB_GROUPS,
     VTAB_TASKS,
     Quoted,
@@ -62,6 +63,7 @@ class Quotes:
 
     def __init__(self, section: Section) -> None:
         self.section = section
+        self.backbone = REPORTED_OF.get(section.setting.backbone, IN21K)
         self.methods = {cell.label: cell.method for cell in section.cells}
         named = [*section.tasks, *(place for place, _ in places(section))]
         found = (self.of(label, place) for label in section.labels for place in named)
@@ -71,8 +73,9 @@ class Quotes:
         """The number for a task, group or mean: of all training pictures, or of Stanford Dogs' shares."""
         method, share = self.methods[label], self.section.setting.share
         if share == 1:
-            return reference(method, place)
-        return DOGS_BY_FRACTION.get(share, {}).get(method) if place == "dogs" else None
+            return reference(method, place, self.backbone)
+        shown = place == "dogs" and self.backbone == IN21K
+        return DOGS_BY_FRACTION.get(share, {}).get(method) if shown else None
 
     def word(self, label: str, place: str) -> str:
         quote = self.of(label, place)
@@ -84,7 +87,7 @@ class Quotes:
             return []
         numbered = "; ".join(f"[{number}] {source}" for number, source in enumerate(self.sources, 1))
         return [
-            f"Reported numbers are of {IN21K} at 224 x 224 pixels, 100 epochs; the rows here are of "
+            f"Reported numbers are of {self.backbone} at 224 x 224 pixels, 100 epochs; the rows here are of "
             f"{self.section.setting}. Sources: {numbered}."
         ]
 
@@ -92,7 +95,12 @@ class Quotes:
 def accuracies(section: Section, quotes: Quotes) -> Table:
     """Tasks down, methods across; beside a method what was reported of it, where something was."""
     labels = section.labels
-    quoted = {label: any(quotes.of(label, task) for task in section.tasks) for label in labels}
+
+    def is_quoted(label: str) -> bool:
+        means = (place for place, tasks in places(section) if not section.over(label, tasks).missing)
+        return any(quotes.of(label, place) for place in (*section.tasks, *means))
+
+    quoted = {label: is_quoted(label) for label in labels}
 
     def row(place: str, words: Iterable[str], beside: Iterable[bool]) -> tuple[str, ...]:
         line = [place]

@@ -39,7 +39,14 @@ DATABASE = "runs.sqlite"
 STATE = "state.pt"  # what training resumes from
 
 
-def run(spec: RunSpec, folder: str | Path, problem: Problem, progress: Progress = silent, wait: bool = True) -> RunRow:
+def run(
+    spec: RunSpec,
+    folder: str | Path,
+    problem: Problem,
+    progress: Progress = silent,
+    wait: bool = True,
+    tensorboard: bool = False,
+) -> RunRow:
     """The row of this training: from the table where it was run before, otherwise trained now and written at once.
 
     A training whose loss is not finite is a row that says so, and is not tried again. Of processes that ask for the
@@ -57,7 +64,7 @@ def run(spec: RunSpec, folder: str | Path, problem: Problem, progress: Progress 
         if known is not None:
             return known
         try:
-            row = _trained(spec, problem, place, progress)
+            row = _trained(spec, problem, place, progress, tensorboard)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise InputError(
                 f"{spec.label} on {spec.task} needs more memory than there is: raise --accumulate, lower --batch or "
@@ -79,12 +86,12 @@ def _alone(ranks: Ranks, path: Path, wait: bool) -> Iterator[None]:
         yield
 
 
-def _trained(spec: RunSpec, problem: Problem, place: Path, progress: Progress) -> RunRow:
+def _trained(spec: RunSpec, problem: Problem, place: Path, progress: Progress, tensorboard: bool) -> RunRow:
     generator = torch.Generator().manual_seed(spec.recipe.seed)
     classifier = Classifier(problem.backbone, spec.method, spec.classes, generator).to(problem.device)
     counted = problem.flops(spec, classifier) if spec.purpose == FINAL else None
     training, evaluation, seconds = _seen(spec, problem, classifier)
-    result = train(classifier, training, evaluation, spec.recipe, place, progress)
+    result = train(classifier, training, evaluation, spec.recipe, place, progress, tensorboard=tensorboard)
     if spec.purpose == FINAL and not result.failed:
         notes = {"run": spec.key, "preprocessing": json.dumps(spec.preprocessing.to_dict())}
         save_tuned(place / "tuned.safetensors", classifier, problem.task.classes, notes)

@@ -13,7 +13,7 @@ was interrupted goes on, and several processes share one. A trial that failed co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,10 +156,10 @@ class DrawnSearch(Search):
     sampler: str = "tpe"
     seed: int = 0
 
-    _SAMPLERS: ClassVar[Mapping[str, str]] = {"tpe": "TPESampler", "random": "RandomSampler"}
+    _SAMPLERS: ClassVar[Sequence[str]] = ("tpe", "random")
 
     def __post_init__(self) -> None:
-        choose("sampler", self.sampler, self._SAMPLERS)
+        choose("sampler", self.sampler, dict.fromkeys(self._SAMPLERS))
         require(self.trials >= 1, f"a search needs at least one trial: got {self.trials}.")
 
     @property
@@ -176,7 +176,7 @@ class DrawnSearch(Search):
         if begun >= self.trials:
             return None
         number = len(study.get_trials(deepcopy=False))
-        study.sampler = getattr(optuna.samplers, self._SAMPLERS[self.sampler])(seed=1000 * self.seed + number)
+        study.sampler = self._sampler(optuna, 1000 * self.seed + number)
         low, high = min(self.grid.base_lrs), max(self.grid.base_lrs)
         return study.ask(
             {
@@ -184,6 +184,12 @@ class DrawnSearch(Search):
                 "weight_decay": optuna.distributions.CategoricalDistribution(self.grid.weight_decays),
             }
         )
+
+    def _sampler(self, optuna: Any, seed: int) -> Any:
+        """TPE draws its first ten trials at random; of fewer than twenty, its first half."""
+        if self.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, self.trials // 2))
 
 
 def point_of(parameters: Mapping[str, Any]) -> Point | None:

@@ -59,6 +59,9 @@ def train(
     share: given.Share = 1.0,
     test_share: given.TestShare = 1.0,
     device: given.Device = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's events too, beside steps.csv and epochs.csv.")
+    ] = False,
     out: given.Out = RUNS,
     quick: Annotated[
         bool, typer.Option("--quick", help="The whole path on real digits: two minutes, no download, no other option.")
@@ -98,7 +101,7 @@ def train(
     problem = _opened(task, setting, out)
     spec = problem.final(chosen, recipe, Path(method).stem)
     with watched(f"{name}, {spec.label}") as progress:
-        row = run(spec, out, problem, progress)
+        row = run(spec, out, problem, progress, tensorboard=tensorboard)
     tuned = out / "runs" / spec.key / "tuned.safetensors"
     if json_:
         nested = {name: json.loads(getattr(row, name)) for name in ("method", "spec", "made_with")}

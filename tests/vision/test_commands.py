@@ -92,6 +92,25 @@ def test_options_arrive(command, files, tmp_path):
     assert (recipe["accumulate"], recipe["warmup"], recipe["precision"], recipe["base_lr"]) == (2, 0, "bf16", 0.001)
 
 
+def test_a_task_without_validation_pictures_is_searched_all_the_same(command, files, tmp_path):
+    """As MNIST comes, with train and test alone: a fifth of train chooses, and the test is after all of it."""
+    for name, new in (("train800val200", "train"), ("train800", None), ("val200", None)):
+        path = tmp_path / "bars" / f"{name}.txt"
+        path.rename(path.with_name(f"{new}.txt")) if new else path.unlink()
+    code, _, said = command("tune", *files, "--method", "linear", "--search", "small", *SHORT, "--seeds", 1)
+    rows = read_rows(tmp_path / "runs")
+    assert code == 0 and "comes without a validation split: 9 of its 44 training pictures are one" in said
+    assert {(row.training, row.evaluation, row.training_images) for row in rows} == {
+        ("train80", "val", 35),
+        ("train", "test", 44),
+    }
+
+
+def test_tensorboard_is_written_where_asked_for(command, files, tmp_path):
+    assert command("train", *files, *SHORT, "--tensorboard")[0] == 0
+    assert list(tmp_path.glob("runs/runs/*/tensorboard/events*"))
+
+
 def test_quick_takes_no_other_option_and_says_where_it_is(command, monkeypatch):
     class Shown:
         def text(self) -> str:
@@ -205,10 +224,10 @@ def test_a_method_without_a_result_does_not_stop_the_others(command, files, tmp_
     """Every trial of one method diverges: the others are tuned, reported, and then it is said."""
     original = runs.train
 
-    def train(model, *rest):
+    def train(model, *rest, **options):
         if model.method.name == "linear":
             model.head.weight.data.fill_(float("inf"))
-        return original(model, *rest)
+        return original(model, *rest, **options)
 
     monkeypatch.setattr(runs, "train", train)
     code, shown, errors = command("tune", *files, *TUNE)
@@ -220,10 +239,10 @@ def test_a_method_without_a_result_does_not_stop_the_others(command, files, tmp_
 def test_a_failed_final_run_is_code_1(command, files, monkeypatch):
     original = runs.train
 
-    def train(model, training, test, recipe, *rest):
+    def train(model, training, test, recipe, *rest, **options):
         if recipe.seed == 44:
             model.head.weight.data.fill_(float("inf"))
-        return original(model, training, test, recipe, *rest)
+        return original(model, training, test, recipe, *rest, **options)
 
     monkeypatch.setattr(runs, "train", train)
     code, shown, errors = command("tune", *files, *TUNE[2:])

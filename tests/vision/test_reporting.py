@@ -120,3 +120,9 @@ def test_no_rows():
 def test_a_label_of_ones_own_keeps_its_methods_reference():
     rows = finals([80.0, 81.0], label="vapt-paper", method=json.dumps({"name": "vapt", "num_prompts": 5}))
     assert "vapt-paper, reported" in report([*rows, planted(key="x", label="vapt-paper", method=rows[0].method)]).text()
+
+
+def test_numbers_beside_are_of_the_same_backbone():
+    rows = [row for task in GROUPS["Natural"] for row in finals([60.0, 61.0], task=task, backbone="mae-vit-b16")]
+    text = report(rows).text()
+    assert "59.23 [1]" in text and "Reported numbers are of ViT-B/16 MAE at" in text and "81.43" not in text

@@ -90,6 +90,16 @@ def test_drawn_points_lie_in_the_range_and_differ(tmp_path, sampler):
     assert min(point.base_lr for point in points) < 1 < max(point.base_lr for point in points)
 
 
+def test_tpe_learns_within_few_trials(tmp_path, monkeypatch):
+    """Half of six are drawn at random, and the rest from what those gave; by Optuna's default all six would be."""
+    import optuna
+
+    made, plain = [], optuna.samplers.TPESampler
+    monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **options: made.append(options) or plain(**options))
+    explore(DrawnSearch(SGD_GRID, 6, "tpe"), Planted(), tmp_path / "s.sqlite", "study")
+    assert [options["n_startup_trials"] for options in made if options] == [3] * 6
+
+
 def test_workers_share_a_search(tmp_path):
     """Three at once: every point is worked on by one of them; the first trial ends only when a second has begun."""
     taken, guard, together = {}, threading.Lock(), threading.Event()

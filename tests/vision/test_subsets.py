@@ -1,14 +1,16 @@
 """Shares of a split: exact totals, no class lost, nested, and nothing but the seed decides."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.lazy_pictures import ArrayPictures
-from moe_prompt.vision.subsets import SHARES, stratified_fraction
-from moe_prompt.vision.tasks import Split
+from moe_prompt.vision.run_specs import FINAL, SEARCH, protocol_of
+from moe_prompt.vision.subsets import SHARES, stratified_fraction, with_validation
+from moe_prompt.vision.tasks import Split, Task
 
 
 def split(labels) -> Split:
@@ -109,3 +111,22 @@ def test_impossible_shares(share):
         stratified_fraction(uneven(), share, 0, 7)
     with pytest.raises(InputError, match=r"train.txt needs pictures with labels from 0 to 2"):
         stratified_fraction(uneven(), 0.5, 0, 3)
+
+
+def test_a_task_without_validation_gets_a_fifth_of_its_training_pictures():
+    whole = uneven()
+    task = with_validation(Task("mine", tuple("abcdefg"), {"train": whole, "test": split(range(7))}, Path("here")))
+    assert task.splits["train"] is whole and set(task.splits) == {"train80", "val", "train", "test"}
+    left, taken = names(task.splits["train80"]), names(task.splits["val"])
+    assert sorted(left + taken) == sorted(names(whole)) and len(taken) == round(0.2 * len(whole))
+    assert set(task.splits["train80"].labels.tolist()) == set(range(7))
+    protocol = protocol_of(tuple(task.splits), "here")
+    assert protocol.splits(SEARCH) == ("train80", "val") and protocol.splits(FINAL) == ("train", "test")
+
+
+@pytest.mark.parametrize(
+    "there", [("train", "val", "test"), ("train800", "val200", "train800val200", "test"), ("train",)]
+)
+def test_any_other_task_stays_as_it_is(there):
+    task = Task("mine", tuple("abcdefg"), dict.fromkeys(there, uneven()), Path("here"))
+    assert with_validation(task) is task

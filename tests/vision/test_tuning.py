@@ -47,11 +47,11 @@ def test_interrupted_tuning_goes_on(tmp_path, monkeypatch):
     whole = tune(problem, VPT, small_recipe(), SEARCH, tmp_path / "whole", seeds=(42, 44))
     original, trained, allowed = runs.train, Counter(), [0]
 
-    def one_training(model, training, evaluation, recipe, folder, progress):
+    def one_training(model, training, evaluation, recipe, folder, progress, **options):
         if sum(trained.values()) >= allowed[0]:
             raise KeyboardInterrupt
         trained[folder.name] += 1
-        return original(model, training, evaluation, recipe, folder, progress)
+        return original(model, training, evaluation, recipe, folder, progress, **options)
 
     monkeypatch.setattr(runs, "train", one_training)
     for allowed[0] in (1, 2, 3):
@@ -136,7 +136,7 @@ def tune_there(task, out):
 
     def counted(model, training, evaluation, recipe, folder, progress):
         trained.append(folder.name)
-        return original(model, training, evaluation, recipe, folder, progress)
+        return original(model, training, evaluation, recipe, folder, progress, **options)
 
     runs.train = counted
     problem = Problem(small_backbone(), "small", open_task(task), VTAB((16, 12)))
