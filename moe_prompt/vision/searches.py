@@ -172,8 +172,7 @@ class DrawnSearch(Search):
 
     def ask(self, study: Study) -> Trial | None:
         optuna = optuna_module()
-        begun = len(told_of(study, drawn_twice=True))
-        if begun >= self.trials:
+        if len(_begun(study)) >= self.trials:
             return None
         number = len(study.get_trials(deepcopy=False))
         study.sampler = self._sampler(optuna, 1000 * self.seed + number)
@@ -199,14 +198,15 @@ def point_of(parameters: Mapping[str, Any]) -> Point | None:
     return None
 
 
-def told_of(study: Study, drawn_twice: bool = False) -> dict[Any, float | None]:
-    """Accuracy of every point that was begun; with `drawn_twice` by trial number, for a point may be drawn twice."""
-    told: dict[Any, float | None] = {}
-    for trial in study.get_trials(deepcopy=False):
-        point = point_of(trial.params)
-        if point is not None and trial.state.name in ("RUNNING", "COMPLETE"):
-            told[trial.number if drawn_twice else point] = trial.value if trial.state.name == "COMPLETE" else None
-    return told
+def told_of(study: Study) -> dict[Point, float | None]:
+    """Accuracy of every point that was begun, None while it is under way."""
+    return {point: trial.value if trial.state.name == "COMPLETE" else None for point, trial in _begun(study)}
+
+
+def _begun(study: Study) -> list[tuple[Point, Any]]:
+    """Trials with a point, done or under way; a point may be drawn twice."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("RUNNING", "COMPLETE")]
+    return [(point, trial) for trial in trials if (point := point_of(trial.params)) is not None]
 
 
 SEARCHES = ("paper", "coordinates", "small", "rates", "random", "tpe")
