@@ -144,6 +144,7 @@ class _State:
         none = torch.zeros(len(theta), dtype=torch.bool)
         self.done, self.stuck, self.broken, self.saddle, self.escaped = (none.clone() for _ in range(5))
         self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
+        self.released = self.held.clone()  # on the boundary, held there once, and free to leave
         self.done |= ~self.gram.isfinite().all((1, 2))
         self.objective[self.done] = torch.inf
         self.stale = ~self.done  # where the quadratic model is not that of theta
@@ -161,9 +162,9 @@ class _State:
         gradient = self.gram[:, :-1, -1]
         return ~(((self.theta <= -self.box) & (gradient > 0)) | ((self.theta >= self.box) & (gradient < 0)))
 
-    def chart(self, k: Tensor, free: Tensor) -> Chart:
-        """Coordinates about theta; those of a pair only where nothing is kept on the boundary."""
-        return Chart(self.layout, self.theta[k], free.all(1))
+    def chart(self, k: Tensor) -> Chart:
+        """Coordinates about theta; those of a pair only where nothing is on the boundary."""
+        return Chart(self.layout, self.theta[k], (self.theta[k].abs() < self.box).all(1))
 
     def judge(self, tolerance: float) -> None:
         """The quadratic model, the offset in standard errors, and whether this is a minimum."""
@@ -172,12 +173,13 @@ class _State:
             self._decompose(k)
         near = ~self.done & ~self.stale & (self.offset <= tolerance) & ~self.saddle
         release = near & (self.held & self.free()).any(1)
+        self.released[release] |= self.held[release]
         self.held[release], self.stale[release] = False, True
         self.done |= (near & ~release) | (~self.offset.isfinite() & ~self.stale) | self.exact()
 
     def _decompose(self, k: Tensor) -> None:
         free, gram, p = (self.free() & ~self.held)[k], self.gram[k], self.theta.shape[1]
-        chart, gradient = self.chart(k, free), gram[:, :-1, -1]
+        chart, gradient = self.chart(k), gram[:, :-1, -1]
         diagonal = chart.pull_twice(gram[:, :-1, :-1]).diagonal(dim1=1, dim2=2)
         diagonal = diagonal.maximum(CANCELLED * chart.pull_squares(gram.diagonal(dim1=1, dim2=2)[:, :-1]))
         self.scale[k] = scale = torch.where(diagonal > TINY, diagonal, 1.0).rsqrt() * free
@@ -238,21 +240,28 @@ class _State:
         trial[poor[better]], gram[poor[better]] = theta[better], corrected[better]
 
     def _inward(self, k: Tensor, step: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Chart]:
-        """The problems whose steps do not leave the box from its boundary; the others are held there from now on."""
-        free = (self.free() & ~self.held)[k]
-        chart = self.chart(k, free)
+        """The problems whose steps do not leave the box from its boundary; the others are held there from now on.
+
+        What was held and released descends inwards: a step that is short enough takes it there.
+        """
+        chart = self.chart(k)
         change = chart.moved(1e-6 * step) - self.theta[k]
         outward = (self.theta[k].abs() >= self.box) & (self.theta[k] * change > 0)
-        self.held[k] |= outward
-        inside = ~outward.any(1)
+        again = outward & self.released[k]
+        self.held[k] |= outward & ~again
+        inside, long = ~outward.any(1), again.any(1)
         if bool(inside.all()):
             return k, step, size, chart
-        self.stale[k[~inside]] = True
-        return k[inside], step[inside], size[inside], self.chart(k[inside], free[inside])
+        self.radius[k] = torch.where(long, 0.3 * torch.minimum(self.radius[k], size), self.radius[k])
+        self.stuck[k] |= long & (self.radius[k] < NARROW * (1 + size))
+        self.done |= self.stuck
+        self.stale[k] |= (outward & ~again).any(1)
+        return k[inside], step[inside], size[inside], self.chart(k[inside])
 
     def _move(self, k: Tensor, theta: Tensor, gram: Tensor) -> None:
         if len(k):
             self.theta[k], self.gram[k], self.objective[k] = theta, gram, 0.5 * gram[:, -1, -1]
+            self.released[k] &= theta.abs() >= self.box
             self.second[k], self.stale[k] = second_order(self.problem, theta, k), True
 
     def _resize(self, k: Tensor, ratio: Tensor, accept: Tensor, size: Tensor) -> None:
