@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from moe_prompt import newton
+from moe_prompt import newton, studies
 from moe_prompt.covariates import Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
@@ -161,6 +161,14 @@ def test_flat_sets_that_the_box_bends_are_followed(monkeypatch):
     creeping = estimator.fit(model, data, anywhere(model, 6, 2))
     assert not bool(creeping.converged.all()) and int(fit.steps.sum()) < 0.75 * int(creeping.steps.sum())
     assert bool((fit.objective <= creeping.objective + 1e-9).all())
+
+
+def test_what_the_box_held_and_released_leaves_it():
+    """Newton's steps push these fits' parameters against the box although descent alone leads inwards."""
+    study = studies.load("non-identifiable")
+    cell = ("prefix, non-shared, L = 2", "L' = 3")
+    rows = study.fit_batch(*cell, 1000, (1, 19, 35), study.limits(*cell))
+    assert all(row["converged"] and row["at_boundary"] for row in rows)
 
 
 @pytest.mark.parametrize("name", EXPERTS)
