@@ -83,7 +83,7 @@ class NewtonLeastSquares(Estimator):
         return self._result(problem, state, tolerance)
 
     def _result(self, problem: Problem, state: _State, tolerance: float) -> FitResult:
-        converged = ((state.offset <= tolerance) & ~state.saddle) | state.exact()
+        converged = ((state.offset <= tolerance) & ~state.saddle & ~state.stale) | state.exact()
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
         finite, broken, stuck = (end.tolist() for end in (state.objective.isfinite(), state.broken, state.stuck))
@@ -109,7 +109,7 @@ def _variance(problem: Problem, objective: Tensor) -> Tensor:
 
 
 def spare_starts(problem: Problem, objective: Tensor) -> Tensor:
-    """Fits of a smaller sample that are a minimum found before, or one so high that no larger sample chooses it."""
+    """Rough fits that end where a better one does, or so high that nothing to come would choose them."""
     ordered, order = objective.unflatten(0, (-1, problem.starts)).sort(dim=1, stable=True)
     variance = _variance(problem, objective)[:, None]
     again = torch.nn.functional.pad(ordered.diff(dim=1) <= AGAIN * variance, (1, 0))
@@ -173,7 +173,7 @@ class _State:
             self._decompose(k)
         near = ~self.done & ~self.stale & (self.offset <= tolerance) & ~self.saddle
         release = near & (self.held & self.free()).any(1)
-        self.released[release] |= self.held[release]
+        self.released[release] |= (self.held & self.free())[release]
         self.held[release], self.stale[release] = False, True
         self.done |= (near & ~release) | (~self.offset.isfinite() & ~self.stale) | self.exact()
 
@@ -247,27 +247,28 @@ class _State:
         chart = self.chart(k)
         change = chart.moved(1e-6 * step) - self.theta[k]
         outward = (self.theta[k].abs() >= self.box) & (self.theta[k] * change > 0)
-        again = outward & self.released[k]
-        self.held[k] |= outward & ~again
-        inside, long = ~outward.any(1), again.any(1)
+        freed = outward & self.released[k]
+        self.held[k] |= outward & ~freed
+        inside, too_long = ~outward.any(1), freed.any(1)
         if bool(inside.all()):
             return k, step, size, chart
-        self.radius[k] = torch.where(long, 0.3 * torch.minimum(self.radius[k], size), self.radius[k])
-        self.stuck[k] |= long & (self.radius[k] < NARROW * (1 + size))
+        self.radius[k] = torch.where(too_long, 0.3 * torch.minimum(self.radius[k], size), self.radius[k])
+        self.stuck[k] |= too_long & (self.radius[k] < NARROW * (1 + size))
         self.done |= self.stuck
-        self.stale[k] |= (outward & ~again).any(1)
+        self.stale[k] |= (outward & ~freed).any(1)
         return k[inside], step[inside], size[inside], self.chart(k[inside])
 
     def _move(self, k: Tensor, theta: Tensor, gram: Tensor) -> None:
         if len(k):
             self.theta[k], self.gram[k], self.objective[k] = theta, gram, 0.5 * gram[:, -1, -1]
-            self.released[k] &= theta.abs() >= self.box
+            self.held[k] &= theta.abs() >= self.box
+            self.released[k] &= (theta.abs() >= self.box) & self.free()[k]
             self.second[k], self.stale[k] = second_order(self.problem, theta, k), True
 
     def _resize(self, k: Tensor, ratio: Tensor, accept: Tensor, size: Tensor) -> None:
         """Three tenths of a poor step's length, twice the radius after a good one that it held back."""
-        held = size > 0.99 * self.radius[k]
-        radius = torch.where(accept & (ratio > GOOD) & held, 2 * self.radius[k], self.radius[k])
+        limited = size > 0.99 * self.radius[k]
+        radius = torch.where(accept & (ratio > GOOD) & limited, 2 * self.radius[k], self.radius[k])
         self.radius[k] = torch.where(accept & (ratio > 0.25), radius, torch.minimum(radius, size) * 0.3)
 
     def _step(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:

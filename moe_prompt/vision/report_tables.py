@@ -65,9 +65,17 @@ class Quotes:
         self.section = section
         self.backbone = REPORTED_OF.get(section.setting.backbone, IN21K)
         self.methods = {cell.label: cell.method for cell in section.cells}
-        named = [*section.tasks, *(place for place, _ in places(section))]
-        found = (self.of(label, place) for label in section.labels for place in named)
+        found = (self.of(label, place) for label in section.labels for place in self.shown(label))
         self.sources = list(dict.fromkeys(str(quote.source) for quote in found if quote))
+
+    def shown(self, label: str) -> list[str]:
+        """Tasks and whole means: a part beside a published whole misleads."""
+        means = [place for place, tasks in places(self.section) if not self.section.over(label, tasks).missing]
+        return [*self.section.tasks, *means]
+
+    def any_of(self, label: str) -> bool:
+        """Whether a table shows a number of this method."""
+        return any(self.of(label, place) for place in self.shown(label))
 
     def of(self, label: str, place: str) -> Quoted | None:
         """The number for a task, group or mean: of all training pictures, or of Stanford Dogs' shares."""
@@ -95,12 +103,7 @@ class Quotes:
 def accuracies(section: Section, quotes: Quotes) -> Table:
     """Tasks down, methods across; beside a method what was reported of it, where something was."""
     labels = section.labels
-
-    def is_quoted(label: str) -> bool:
-        means = (place for place, tasks in places(section) if not section.over(label, tasks).missing)
-        return any(quotes.of(label, place) for place in (*section.tasks, *means))
-
-    quoted = {label: is_quoted(label) for label in labels}
+    quoted = {label: quotes.any_of(label) for label in labels}
 
     def row(place: str, words: Iterable[str], beside: Iterable[bool]) -> tuple[str, ...]:
         line = [place]
@@ -113,7 +116,7 @@ def accuracies(section: Section, quotes: Quotes) -> Table:
     rows = [row(task, (_of_cell(section.cell(task, label)) for label in labels), always) for task in section.tasks]
     for place, tasks in places(section):
         averages = [section.over(label, tasks) for label in labels]
-        whole = [not average.missing for average in averages]  # a part beside a published whole misleads
+        whole = [place in quotes.shown(label) for label in labels]
         rows.append(row(place, map(_of_average, averages), whole))
     if all(not section.over(label, VTAB_TASKS).missing for label in labels):
         rows.append(row(OF_GROUPS, (f"{_group_mean(section, label):.2f}" for label in labels), always))

@@ -86,7 +86,7 @@ def protocol_of(splits: Collection[str], source: str) -> Protocol:
     fitting = [p for p in PROTOCOLS if {*p.search, *p.final} <= set(splits)]
     require(
         bool(fitting),
-        f"{source} needs train800, val200, train800val200 and test, or train, val and test: got "
+        f"{source} needs train800, val200, train800val200 and test, or train, val and test, or train and test: got "
         f"{', '.join(splits) or 'none'}; hyper-parameters are chosen on a validation split, so make one out of "
         "training pictures.",
     )

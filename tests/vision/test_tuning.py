@@ -134,7 +134,7 @@ def tune_there(task, out):
 
     original, trained = runs.train, []
 
-    def counted(model, training, evaluation, recipe, folder, progress):
+    def counted(model, training, evaluation, recipe, folder, progress, **options):
         trained.append(folder.name)
         return original(model, training, evaluation, recipe, folder, progress, **options)
 
