@@ -31,5 +31,6 @@ def build() -> OverSpecifiedStudy:
         "non-identifiable",
         "with one prompt too many, families with invisible splits learn masses and first moments, not the measure",
         FAMILIES,
+        splits=False,
         tolerance=1e-3,
     )

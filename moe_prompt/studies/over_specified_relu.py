@@ -23,4 +23,5 @@ def build() -> OverSpecifiedStudy:
         "over-specified-relu",
         "relu units have a kink, no second derivative and no sigma_2: what is measured is what there is",
         ("VAPT, relu",),
+        splits=False,
     )

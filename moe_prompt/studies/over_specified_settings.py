@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -48,29 +49,28 @@ def study(
     atoms: Sequence[int] = (1, 2),
     extra: int = 1,
     noise: float = NOISE,
+    splits: bool = True,
     tolerance: float = 1e-6,
 ) -> OverSpecifiedStudy:
     """Every family with every number of atoms, 100 replicates of each size, slopes on all of them.
 
-    Fits start from 8 random vectors and from the splits of a fit with fewer atoms; where units have kinks, and splits
-    no second order, from 48 random vectors. They end where Newton's step is `tolerance` standard errors.
+    Fits start from 8 random vectors and, with `splits`, from the splits of a fit with fewer atoms; without, from 48
+    random vectors. They end where Newton's step is `tolerance` standard errors.
     """
     truths = {f"{family}, L = {count}": truth(family, count, noise) for family in families for count in atoms}
-    kinked = tuple(cell for cell in truths if "relu" in cell)
-    first = LeastSquares(box=BOX)
-    splits = SplitLeastSquares(NewtonLeastSquares(first, keep=1, handover_steps=60, tolerance=tolerance), levels=extra)
+    newton = NewtonLeastSquares(LeastSquares(box=BOX), keep=3, handover_steps=60, tolerance=tolerance)
     return OverSpecifiedStudy(
         name=name,
         claim=claim,
         truths=truths,
         extra=extra,
         smooth=tuple(cell for cell in truths if is_smooth(cell)),
-        kinked=kinked,
+        kinked=tuple(cell for cell in truths if "relu" in cell),
         sizes=SIZES,
         replicates=100,
         window=(1000, 100_000),
-        estimator=NewtonLeastSquares(first, keep=3, handover_steps=60) if kinked else splits,
-        starts=Random(count=48 if kinked else 8),
+        estimator=SplitLeastSquares(replace(newton, keep=1), levels=extra) if splits else newton,
+        starts=Random(count=8 if splits else 48),
         quick_sizes=(1000, 3162, 10_000),
         quick_replicates=20,
     )
