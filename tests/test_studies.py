@@ -27,7 +27,7 @@ KEYS = {
     "over-specified-low-noise": "550931c4a52e72d7",
     "over-specified-by-two": "0e11e987250b8cfb",
     "over-specified-relu": "ea69f4cbe0c58aaa",
-    "non-identifiable": "ab65e3f5c9b1ccc2",
+    "non-identifiable": "0c9b5d211eaa1abb",
     "norga": "858973e7d703765b",
     "gates": "b12b7ab4c01efa32",
     "gates-top-k": "9b2b6ecfc77a044a",
@@ -116,7 +116,8 @@ def test_vpt_and_vapt_meet_in_four_cells(name):
 @pytest.mark.parametrize("name", [*of_kind(RateStudy), *of_kind(OverSpecifiedStudy)])
 def test_truths_are_well_inside_the_box_and_starts_do_not_know_them(name):
     study = STUDIES[name]
-    box = study.estimator.first.box if isinstance(study, OverSpecifiedStudy) else study.estimator.box
+    least_squares = getattr(study.estimator, "newton", study.estimator)
+    box = getattr(least_squares, "first", least_squares).box
     for truth in study.truths.values():
         assert float(truth.theta.abs().max()) < 0.7 * box
     assert type(study.starts).__name__ == "Random"
@@ -128,9 +129,16 @@ def test_over_specified_settings_are_as_written(name):
     study, text = STUDIES[name], " ".join(documented(name).split())
     noise = NOISE / 10 if name == "over-specified-low-noise" else NOISE
     assert {truth.noise for truth in study.truths.values()} == {noise} and f"noise {noise:g}" in text.lower()
-    assert (study.starts.count, study.estimator.keep, study.estimator.first.box) == (48, 3, 3.0)
-    assert "48" in text and "keep = 3" in text and "box [-3, 3]" in text.replace("box of the fits is", "box")
     extra = 2 if name == "over-specified-by-two" else 1
+    if name in ("non-identifiable", "over-specified-relu"):
+        newton = study.estimator
+        assert (study.starts.count, newton.keep) == (48, 3) and "48 starts and keep = 3" in text
+    else:
+        newton = study.estimator.newton
+        assert (study.starts.count, newton.keep, study.estimator.levels) == (8, 1, extra)
+        assert re.search("8 (random starts beside splits|standard normal vectors)", text) and "splits" in text
+    assert newton.first.box == 3.0 and "box [-3, 3]" in text.replace("box of the fits is", "box")
+    assert newton.tolerance == (1e-3 if name == "non-identifiable" else 1e-6)
     assert study.extra == extra
     for (truth, estimator), population in zip(study.cells, study.truths.values(), strict=True):
         assert truth.endswith(f", L = {population.model.num_atoms}")
