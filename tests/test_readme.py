@@ -24,7 +24,14 @@ README = (ROOT / "README.md").read_text()
 SIMULATIONS = (ROOT / "docs" / "simulations.md").read_text()
 PACKAGE, RESULTS = ROOT / "moe_prompt", ROOT / "experiments" / "results"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)
-SHOWN = ("vpt-vs-vapt", "vpt-vs-vapt-patches", "over-specified", "over-specified-low-noise", "norga")
+SHOWN = (
+    "vpt-vs-vapt",
+    "vpt-vs-vapt-patches",
+    "over-specified",
+    "over-specified-low-noise",
+    "norga",
+    "non-identifiable",
+)
 COMMANDS = sorted(set(re.findall(r"`moe-prompt ([^`]+)`", README)))
 
 
