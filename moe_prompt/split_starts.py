@@ -8,7 +8,8 @@ sum_i e^{b_i} d_i = 0, and the rest of the parameters follow. To second order in
 D_j = sum_i r_i e^{b_j} d2W_j(x_i), Proj_perp off the columns of J. This is a quartic in q variables: its minimisers,
 one for each j, are the starts, each with two ways to share the mass, which higher orders choose between. Random starts
 find the best of these minima in most samples and not in all: with two true atoms one in ten ends in the second best.
-A split too long for the expansion or for the box, as one along directions that do not show, is shortened.
+A split too long for the expansion or for the box, as one along directions that do not show, is shortened. An atom
+near the least mass of the box cannot part at constant mass: its starts are clamped, and left to the polish.
 
 D_j is exact; the quartic term is taken from the first `rows` observations.
 """
