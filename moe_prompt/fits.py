@@ -22,7 +22,7 @@ class FitResult:
     objective: Float64[Tensor, "replicates"]  # 1/2 sum_i w_i |y_i - f(x_i)|^2, or minus the log-likelihood
     converged: Bool[Tensor, "replicates"]
     at_boundary: Bool[Tensor, "replicates"]
-    steps: Int64[Tensor, "replicates"]
+    steps: Int64[Tensor, "replicates"]  # of the last polish, where an estimator takes several
     gradient_norm: Float64[Tensor, "replicates"]
     offset: Float64[Tensor, "replicates"]  # relative offset: distance to the optimum in standard errors
     message: tuple[str, ...]
