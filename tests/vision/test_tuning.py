@@ -119,14 +119,15 @@ def test_two_processes_share_a_tuning(tmp_path):
     """Both end with the same result; together they took every training exactly once."""
     task = small_problem(tmp_path).task.source
     context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
-        first, second = pool.starmap(tune_there, [(str(task), str(tmp_path / "out"))] * 2)
+    with context.Manager() as manager, context.Pool(2) as pool:
+        together = manager.Barrier(2)
+        first, second = pool.starmap(tune_there, [(str(task), str(tmp_path / "out"), together)] * 2)
     assert first[0] == second[0] and len(first[0]) == 6 + 5
     assert sorted(first[1] + second[1]) == sorted(first[0])
     assert first[1] and second[1]
 
 
-def tune_there(task, out):
+def tune_there(task, out, together):
     from moe_prompt.vision.layouts import open_task
     from moe_prompt.vision.preprocessing import VTAB
     from moe_prompt.vision.problems import Problem
@@ -140,5 +141,6 @@ def tune_there(task, out):
 
     runs.train = counted
     problem = Problem(small_backbone(), "small", open_task(task), VTAB((16, 12)))
+    together.wait(60)  # neither is done before the other has begun
     tuned = tune(problem, VPT, small_recipe(epochs=7), search_named("small"), out)
     return [row.key for row in (*tuned.trials, *tuned.finals)], trained
