@@ -68,6 +68,19 @@ def test_what_is_said_beside_the_findings_is_in_the_committed_rows():
     assert f"On n >= 1000 VAPT's is {slope:.3f}" in SIMULATIONS
 
 
+def test_what_is_said_of_splits_is_in_the_committed_rows():
+    study = studies.load("over-specified")
+    rows, notes, _ = load_evidence(study, RESULTS, exported=True)
+    ratios = sorted(cell.over_prediction for cell in summarize(study, rows, notes) if cell.loss == "split")
+    assert len(ratios) == 10 and f"{ratios[0]:.2f} to {ratios[8]:.2f} times the law's in nine cells" in SIMULATIONS
+    assert f"and {ratios[9]:.2f} times in the tenth" in SIMULATIONS
+    invisible = pd.read_csv(RESULTS / "non-identifiable.csv")
+    high = invisible.groupby(["truth", "n"]).split_error.quantile(0.9).unstack()
+    kept = sorted(high[100_000] / high[1000])
+    assert sum(ratio > 0.5 for ratio in kept) == 4 and "in four of the six" in SIMULATIONS
+    assert f"{kept[0]:.2f} and {kept[1]:.2f} times" in SIMULATIONS
+
+
 def test_speed_of_a_training_step_is_that_of_the_committed_lines():
     lines = [json.loads(line) for line in (RESULTS / "benchmark-vision.jsonl").read_text().splitlines()]
     steps = {(line["num_prompts"], line["method"]): line for line in lines if "method" in line}
