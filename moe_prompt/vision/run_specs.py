@@ -27,7 +27,7 @@ from moe_prompt.errors import require
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.preprocessing import Preprocessing
 from moe_prompt.vision.run_table import FINAL, PURPOSES, SEARCH
-from moe_prompt.vision.tasks import TEST_SPLIT, Split
+from moe_prompt.vision.tasks import REST_SPLIT, TEST_SPLIT, Split
 from moe_prompt.vision.training_recipe import TrainingRecipe
 
 VERSION = 1
@@ -72,7 +72,7 @@ class Protocol:
 
 PROTOCOLS = (
     Protocol("vtab", ("train800", "val200"), ("train800val200", "test")),
-    Protocol("train/test", ("train80", "val"), ("train", "test")),
+    Protocol("train/test", (REST_SPLIT, "val"), ("train", "test")),
     Protocol("train/val/test", ("train", "val"), ("train", "test")),
 )
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from moe_prompt.errors import require
-from moe_prompt.vision.tasks import TEST_SPLIT, Split, Task
+from moe_prompt.vision.tasks import REST_SPLIT, TEST_SPLIT, Split, Task
 
 VALIDATION, VALIDATION_SEED = 0.2, 0  # of `train`, where a task comes without a validation split
 SHARES = (0.01, 0.1, 0.3, 0.5, 1.0)
@@ -86,7 +86,7 @@ def with_validation(task: Task) -> Task:
     part = stratified_fraction(task.splits["train"], 1 - VALIDATION, VALIDATION_SEED, len(task.classes))
     if len(part.rest) == 0:
         return task
-    split = {"train80": replace(part.split, name="train80"), "val": replace(part.rest, name="val")}
+    split = {REST_SPLIT: replace(part.split, name=REST_SPLIT), "val": replace(part.rest, name="val")}
     return replace(task, splits={**split, **task.splits})
 
 

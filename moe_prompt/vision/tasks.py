@@ -20,6 +20,7 @@ from moe_prompt.vision.known_tasks import KnownTask, known_task
 from moe_prompt.vision.lazy_pictures import Pictures
 
 TEST_SPLIT = "test"
+REST_SPLIT = "train80"  # of a train whose fifth is val, as the task came without
 MEASURED = ("val", "val200", TEST_SPLIT)
 """Splits that a model is chosen or judged on; every other split is trained on."""
 UNIONS: Mapping[str, tuple[str, str]] = {"train800val200": ("train800", "val200"), "trainval": ("train", "val")}

@@ -197,11 +197,12 @@ def _opened(task: Task, setting: Setting, out: Path) -> Problem:
     from moe_prompt.vision import assembly
     from moe_prompt.vision.run_table import RunTable
     from moe_prompt.vision.runs import DATABASE
+    from moe_prompt.vision.tasks import REST_SPLIT
 
     problem, loaded = assembly.open_problem(task, setting, say)
     say(loaded.sentence())
     RunTable(out / DATABASE)
-    if "train80" in task.splits:
+    if REST_SPLIT in task.splits:
         count, whole = len(task.splits["val"]), len(task.splits["train"])
         say(f"{task.source} comes without a validation split: {count} of its {whole} training pictures are one.")
     for sentence in problem.shares():
