@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -109,16 +108,15 @@ def split_starts(
             bend = apart.mT @ bends[k, j] @ apart
             a = geometry.split(j, bend, quartic_starts, generator)
             change = geometry.follow(j, a)
-            for share in SHARES:
-                splits.append(partial(_parted, smaller, model, fit, change, pair, j, a, share))
-    starts = torch.stack([split(1.0) for split in splits]).clamp(-box, box)
+            splits += [_Split(smaller, model, fit, change, pair, j, a, share) for share in SHARES]
+    starts = torch.stack([split.at(1.0) for split in splits]).clamp(-box, box)
     whole = Problem.of(model, data, len(splits) // len(theta))
     limit = FAR * whole.objective(joined[:, 0].repeat_interleave(whole.starts, 0), torch.arange(len(splits)))
     long = torch.arange(len(splits))
     for halvings in range(1, MAX_HALVINGS + 1):
         long = long[~(whole.objective(starts[long], long) <= limit[long])]
         for i in long.tolist():
-            starts[i] = splits[i](0.5**halvings).clamp(-box, box)
+            starts[i] = splits[i].at(0.5**halvings).clamp(-box, box)
     return starts.unflatten(0, (len(theta), -1))
 
 
@@ -166,21 +164,25 @@ def _doubled(smaller: RegressionModel, model: RegressionModel, theta: Tensor, j:
     return doubled
 
 
-def _parted(
-    smaller: RegressionModel,
-    model: RegressionModel,
-    fit: Tensor,
-    change: Tensor,
-    pair: list[Tensor],
-    j: int,
-    a: Tensor,
-    share: float,
-    length: float,
-) -> Tensor:
-    """Atom j in two, `length` a apart: masses in the ratio share : 1 - share, centre and second moment kept."""
-    parted, b = _doubled(smaller, model, (fit + length**2 * change)[None], j)[0], model.slices["b"].start
-    parted[b] += math.log(2 * share)
-    parted[b + 1 + j] += math.log(2 * (1 - share))
-    parted[pair[0]] += length * a * math.sqrt((1 - share) / share)
-    parted[pair[1]] -= length * a * math.sqrt(share / (1 - share))
-    return parted
+@dataclass(frozen=True)
+class _Split:
+    """Atom j of `fit` in two along a, masses in the ratio share : 1 - share, while the rest follows by `change`."""
+
+    smaller: RegressionModel
+    model: RegressionModel
+    fit: Tensor
+    change: Tensor
+    pair: list[Tensor]  # where the two atoms are in a parameter vector
+    j: int
+    a: Tensor
+    share: float
+
+    def at(self, length: float) -> Float64[Tensor, " p"]:
+        """The split `length` a apart, centre and second moment kept."""
+        fit = self.fit + length**2 * self.change
+        parted, b = _doubled(self.smaller, self.model, fit[None], self.j)[0], self.model.slices["b"].start
+        parted[b] += math.log(2 * self.share)
+        parted[b + 1 + self.j] += math.log(2 * (1 - self.share))
+        parted[self.pair[0]] += length * self.a * math.sqrt((1 - self.share) / self.share)
+        parted[self.pair[1]] -= length * self.a * math.sqrt(self.share / (1 - self.share))
+        return parted
