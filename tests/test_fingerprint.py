@@ -57,6 +57,17 @@ PAIRS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_last_bits_of_an_array_are_the_processors_and_do_not_count(dtype):
+    array = np.random.default_rng(0).standard_normal(1000).astype(dtype)
+    odd = array * (1 + 2 * np.finfo(dtype).eps * np.random.default_rng(1).integers(-2, 3, 1000)).astype(dtype)
+    off = array.copy()
+    off[500] *= 1 + 1e3 * np.finfo(dtype).eps ** (2 / 3)
+    assert not np.array_equal(array, odd) and fingerprint(odd[:20]) == fingerprint(array[:20])
+    assert fingerprint(off) != fingerprint(array)
+    assert fingerprint(np.array([0.0, np.inf, np.nan])) == fingerprint(np.array([-0.0, np.inf, np.nan]))
+
+
 @pytest.mark.parametrize("kind", PAIRS)
 def test_equal_content_equal_hash_and_only_then(kind):
     one, same, again, other = PAIRS[kind]

@@ -4,7 +4,7 @@ Claim: none of a split. A relu unit has a kink in its parameters, no second deri
 here is silent on its splits; masses, first moments and the function are expected to be learned at n^-1/2.
 
 Command: moe-prompt study run over-specified-relu      (--quick for a picture in a few minutes)
-Cost:    1000 fits
+Cost:    400 fits
 Expect:  slope -0.50 of masses and first moments and of the function; of D and the split error nothing is predicted.
 
 Setting: that of over-specified, one hidden unit, losses up to positive scaling of units; noise 0.02 as in vpt-vs-vapt,
@@ -23,5 +23,6 @@ def build() -> OverSpecifiedStudy:
         "over-specified-relu",
         "relu units have a kink, no second derivative and no sigma_2: what is measured is what there is",
         ("VAPT, relu",),
+        replicates=40,
         splits=False,
     )

@@ -49,10 +49,11 @@ def study(
     atoms: Sequence[int] = (1, 2),
     extra: int = 1,
     noise: float = NOISE,
+    replicates: int = 100,
     splits: bool = True,
     tolerance: float = 1e-6,
 ) -> OverSpecifiedStudy:
-    """Every family with every number of atoms, 100 replicates of each size, slopes on all of them.
+    """Every family with every number of atoms, slopes on all of the sizes.
 
     Fits start from 8 random vectors and, with `splits`, from the splits of a fit with fewer atoms; without, from 48
     random vectors. They end where Newton's step is `tolerance` standard errors.
@@ -67,7 +68,7 @@ def study(
         smooth=tuple(cell for cell in truths if is_smooth(cell)),
         kinked=tuple(cell for cell in truths if "relu" in cell),
         sizes=SIZES,
-        replicates=100,
+        replicates=replicates,
         window=(1000, 100_000),
         estimator=SplitLeastSquares(replace(newton, keep=1), levels=extra) if splits else newton,
         starts=Random(count=8 if splits else 48),
