@@ -88,6 +88,7 @@ class TopOneLeastSquares(Estimator):
                     break
                 settled = state.offset <= self.tolerance or not state.lower(sample, move)
                 if settled and not (held and state.lower(sample, local.search(rng, self.lines))):
+                    state.clear(sample, move)
                     break
             else:
                 return state.ended(f"not converged in {self.max_steps} steps")
@@ -114,6 +115,13 @@ class _End:
                 self.theta, self.objective = theta, objective
                 return True
         return False
+
+    def clear(self, sample: Sample, move: Tensor) -> None:
+        """The last step, too short to gain: it leaves the boundary, where rounding would choose for an observation."""
+        theta = self.theta + move
+        objective = sample.objective(theta)
+        if objective <= self.objective * (1 + 1e-9):
+            self.theta, self.objective = theta, objective
 
     def ended(self, message: str) -> _End:
         self.message = message

@@ -323,8 +323,8 @@ NAMED = {
 }
 KEYS = {
     "contaminated": "aeda8d48cab3fc88",
-    "softmax-gaussian": "60c9d5dbb11d2283",
-    "softmax-gaussian-published": "019775700d228bca",
+    "softmax-gaussian": "2527e220d17638c4",
+    "softmax-gaussian-published": "3ebf84693bcc671d",
 }
 
 

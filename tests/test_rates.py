@@ -100,7 +100,7 @@ def with_truth(**changes):
 CHANGES = {
     "seed": lambda: replace(study, seed=1),
     "noise": lambda: with_truth(noise=0.050000001),
-    "theta": lambda: with_truth(theta=study.truths["vpt"].theta + torch.tensor([0.0, 1e-15, 0.0]).double()),
+    "theta": lambda: with_truth(theta=study.truths["vpt"].theta + torch.tensor([0.0, 1e-9, 0.0]).double()),
     "covariates": lambda: with_truth(covariates=Uniform(-2.0, 2.0000001, 2)),
     "estimator": lambda: replace(study, estimator=LeastSquares(box=4.0, tolerance=1e-7)),
     "starts": lambda: replace(study, starts=Random(count=6)),

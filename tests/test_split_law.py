@@ -179,7 +179,7 @@ def test_noise_scales_splits_by_its_root():
     for scale in (1.0, 1e-4):
         cells, a = module._solve(forms, scale * z, 1, np.random.default_rng(0))
         sizes.append(module._sizes(model, theta, cells, a).amax(1).numpy())
-    np.testing.assert_allclose(sizes[1], 0.01 * sizes[0], atol=1e-5 * sizes[0].max())
+    np.testing.assert_allclose(sizes[1], 0.01 * sizes[0], atol=1e-4 * sizes[0].max())  # where no split is best
 
 
 @pytest.fixture(scope="module")

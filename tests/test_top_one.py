@@ -63,6 +63,13 @@ def test_the_objective_is_that_of_the_gates_own_choice(data, fit):
         assert float(fit.objective[k]) == pytest.approx(objective(theta, x, y), rel=1e-12)
 
 
+def test_no_observation_is_chosen_by_rounding(data, fit):
+    b, blocks = TRUTH.model.unflatten(fit.theta)
+    keys = blocks["p"] @ TRUTH.model.key_map.mT
+    scores = (data.x @ keys.mT) + b[:, None]
+    assert float((scores[..., 0] - scores[..., 1]).abs().min()) > 1e-11
+
+
 def test_fits_converge_below_the_truth(data, fit):
     """Standard normal starts; what does not know of the jumps stays at one (0 to 5 % converged)."""
     at_truth = 0.5 * (data.y - TRUTH.predict(data.x)).square().sum((1, 2))

@@ -11,7 +11,8 @@ Expect:  slope -0.50 of masses and first moments and of the function; the 90 % q
 Why: write a split as (v, u), u the part that alone does not show. f moves by v v' and v u', so noise of n^-1/2 is met
 best either with v and u both of n^-1/4, or with u as long as the box allows and v of n^-1/2, where v v' is nothing.
 Which of the two fits a sample better is the noise's choice, with odds that n does not change where it is large: a part
-of the fits is short and falls as n^-1/4, the others are long and stay. Where the second are fewer than one in ten, the 90 % quantile falls.
+of the fits is short and falls as n^-1/4, the others are long and stay. Where these are fewer than one in ten, the 90 %
+quantile falls too.
 
 Setting: that of over-specified with three families: VPT with B of rank 2 in 3 dimensions, split along its kernel;
 non-shared prefixes, whose values split at equal keys; VAPT with two linear units, of whose product the score sees the
