@@ -20,8 +20,8 @@ def content(thing: Any) -> Any:
     """`thing` as JSON: dataclasses by their fields, arrays by shape and digest, modules by class, options and buffers.
 
     Of the bits of an array's floats the last third is left out: a product of matrices has other ones on another
-    processor. The values of a module's parameters are left out: a regression model uses their shapes only. InputError for what
-    has no content that is the same in every process, such as a lambda.
+    processor. The values of a module's parameters are left out: a regression model uses their shapes only. InputError
+    for what has no content that is the same in every process, such as a lambda.
     """
     if isinstance(thing, Activation):
         return thing.name
