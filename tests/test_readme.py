@@ -74,6 +74,11 @@ def test_what_is_said_of_splits_is_in_the_committed_rows():
     ratios = sorted(cell.over_prediction for cell in summarize(study, rows, notes) if cell.loss == "split")
     assert len(ratios) == 10 and f"{ratios[0]:.2f} to {ratios[8]:.2f} times the law's in nine cells" in SIMULATIONS
     assert f"and {ratios[9]:.2f} times in the tenth" in SIMULATIONS
+    low = studies.load("over-specified-low-noise")
+    rows, notes, _ = load_evidence(low, RESULTS, exported=True)
+    cells = [cell for cell in summarize(low, rows, notes) if cell.loss == "split"]
+    held = [0.8 < cell.over_prediction < 1.25 and abs(cell.slope + 0.25) < 3 * cell.stderr for cell in cells]
+    assert all(held) and len(held) == 10 and "the law holds in all ten cells, its constant too" in SIMULATIONS
     invisible = pd.read_csv(RESULTS / "non-identifiable.csv")
     high = invisible.groupby(["truth", "n"]).split_error.quantile(0.9).unstack()
     kept = sorted(high[100_000] / high[1000])
