@@ -1,6 +1,7 @@
 """What docs/images.md says is so: commands parse, code runs, counts, names, tests and rooms are those of the code."""
 
 import ast
+import json
 import re
 import shlex
 from dataclasses import fields
@@ -15,9 +16,12 @@ from moe_prompt.vision.backbones import BACKBONES, GraphInWheel, HubModel, Publi
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.methods import METHODS, method_named
+from moe_prompt.vision.outcomes import sections
 from moe_prompt.vision.quick import METHODS as QUICK_METHODS
 from moe_prompt.vision.recipes import GRIDS, SEEDS
+from moe_prompt.vision.reporting import report
 from moe_prompt.vision.run_specs import protocol_of
+from moe_prompt.vision.run_table import read_rows
 from moe_prompt.vision.searches import SEARCHES, search_named
 from moe_prompt.vision.sets import SETS
 from moe_prompt.vision.training_recipe import TrainingRecipe
@@ -383,3 +387,37 @@ def test_the_rest_of_the_package_is_used_as_stated():
     assert set(re.findall(r"`(\w+)`", used)) == set().union(*(imports(module)[1] for module in modules))
     there = {path.stem for path in (ROOT / "moe_prompt").glob("*.py") if "moe_prompt.vision" in path.read_text()}
     assert set(re.findall(r"`(\w+)`", users)) == there
+
+
+# ------------------------------------------------------------------------------------------------ measured
+
+MEASURED = (ROOT / "docs" / "images-measured.md").read_text()
+ROWS = ROOT / "experiments" / "results" / "images.csv"
+
+
+def test_measured_tables_are_those_of_the_committed_rows():
+    assert MEASURED.endswith(report(read_rows(ROWS)).markdown())
+    assert "(images-measured.md)" in PAGE
+
+
+def test_what_was_run_is_what_the_rows_say():
+    rows = read_rows(ROWS)
+    settings = {(row.backbone, row.height, row.width, row.epochs, row.batch, row.precision) for row in rows}
+    assert settings == {("dinov2-small-derived", 56, 56, 6, 64, "float32")}
+    assert {row.training_images for row in rows if row.purpose == "final"} == {1000}
+    assert {json.loads(row.method).get("num_prompts", 10) for row in rows} == {10}
+    hours = sum(row.seconds + row.seconds_test for row in rows if row.label != "linear") / 3600
+    assert f"{len(rows)} trainings, {hours:.1f} hours of one core without the minutes of linear" in MEASURED
+    for task in ("dsprites_loc", "dsprites_ori"):
+        assert {row.evaluation_images for row in rows if row.task == task and row.purpose == "final"} == {1475}
+
+
+def test_what_is_said_of_the_table_is_in_it():
+    """Every `task: method number` of the sentences is a mean of the table."""
+    (section,) = sections(read_rows(ROWS))
+    said = MEASURED.split("## What came out")[1].split("\n## ")[0]
+    found = re.findall(r"`(\w+)`: (.+?)\.\n", said + "\n")
+    assert {task for task, _ in found} == set(section.tasks)
+    for task, words in found:
+        means = {label: section.cell(task, label).mean for label in section.labels}
+        assert dict(re.findall(r"([\w-]+) ([\d.]+) %", words)) == {k: f"{mean:.1f}" for k, mean in means.items()}

@@ -8,8 +8,8 @@ Command: moe-prompt study run norga      (--quick for a picture in a few minutes
 Cost:    1500 fits
 Expect:  slope -0.50 of masses and first moments and of the function in all six cells; in the two of tanh experts -0.50
          of D and -0.25 of the split error where n is large (sigma_2 is about 0.01: at n = 1000 the law's split is
-         0.26 to 0.28 and not small); in the other four the split error has no rate: it is long or short as the noise has
-         it, see non-identifiable.
+         0.26 to 0.28 and not small); in the other four the split error has no rate: it is long or short as the noise
+         has it, see non-identifiable.
 
 Setting: that of over-specified with one prompt, B and C the identity; noise 0.02 as in vpt-vs-vapt, truths drawn once
 and none rejected, box [-3, 3] (masses are at least e^-3, which the law of the split needs), 8 random starts beside
