@@ -421,3 +421,13 @@ def test_what_is_said_of_the_table_is_in_it():
     for task, words in found:
         means = {label: section.cell(task, label).mean for label in section.labels}
         assert dict(re.findall(r"([\w-]+) ([\d.]+) %", words)) == {k: f"{mean:.1f}" for k, mean in means.items()}
+
+
+def test_who_is_ahead_is_what_the_differences_say():
+    (section,) = sections(read_rows(ROWS))
+    said = lambda a, b, task: section.difference(a, b, (task,)).sentence()  # noqa: E731
+    for task in section.tasks:
+        assert "better" not in said("vapt", "vpt-deep", task)
+        assert all("worse" not in said("lora", other, task) for other in section.labels if other != "lora")
+        assert not any("better" in said(prompts, "linear", task) for prompts in ("vpt-deep", "vapt"))
+    assert "LoRA is first or level, VAPT on no task ahead of VPT-deep" in (ROOT / "README.md").read_text()

@@ -12,7 +12,7 @@ from moe_prompt.vision.batches import size_of
 from moe_prompt.vision.distributed import joined
 from moe_prompt.vision.evaluation import Progress, silent
 from moe_prompt.vision.features import FeatureDataset
-from moe_prompt.vision.precision import device_of
+from moe_prompt.vision.precision import device_of, without_denormals
 from moe_prompt.vision.randomness import own_randomness
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.training_result import TrainingResult
@@ -21,6 +21,7 @@ from moe_prompt.vision.training_run import Plan, TrainingRun
 __all__ = ["FeatureDataset", "TrainingRecipe", "TrainingResult", "train"]
 
 
+@without_denormals()
 def train(
     model: nn.Module,
     training: Dataset,

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.precision import autocast, device_of, gradient_scaler, parameter_dtype, widened
+from moe_prompt.vision.precision import (
+    autocast,
+    device_of,
+    gradient_scaler,
+    parameter_dtype,
+    widened,
+    without_denormals,
+)
 
 CPU = torch.device("cpu")
 
@@ -35,3 +42,10 @@ def test_losses_are_not_summed_in_half_precision():
 def test_unknown_precision_is_named():
     with pytest.raises(InputError, match="unknown precision"):
         autocast("fp8", CPU)
+
+
+def test_denormals_are_zero_inside_and_not_after():
+    tiny = torch.tensor(1e-30) * torch.tensor(1e-10)
+    with without_denormals():
+        assert float(torch.tensor(1e-30) * torch.tensor(1e-10)) == 0.0
+    assert float(tiny) > 0 and float(torch.tensor(1e-30) * torch.tensor(1e-10)) > 0
