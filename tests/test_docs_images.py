@@ -429,5 +429,6 @@ def test_who_is_ahead_is_what_the_differences_say():
     for task in section.tasks:
         assert "better" not in said("vapt", "vpt-deep", task)
         assert all("worse" not in said("lora", other, task) for other in section.labels if other != "lora")
-        assert not any("better" in said(prompts, "linear", task) for prompts in ("vpt-deep", "vapt"))
+        ahead = [prompts for prompts in ("vpt-deep", "vapt") if "better" in said(prompts, "linear", task)]
+        assert ahead == (["vpt-deep", "vapt"] if task == "chest_xray" else [])
     assert "LoRA is first or level, VAPT on no task ahead of VPT-deep" in (ROOT / "README.md").read_text()
