@@ -256,3 +256,15 @@ def test_unusable_input_is_one_sentence(tmp_path):
         train(Network(), Unreadable(), None, recipe(), tmp_path / "unreadable")
     with pytest.raises(InputError, match="got label"):
         train(Network(), Pictures(classes=9), None, recipe())
+
+
+def test_denormals_are_zero_while_it_trains():
+    seen = []
+
+    class Watching(Network):
+        def forward(self, images):
+            seen.append(float(torch.tensor(1e-30) * torch.tensor(1e-10)))
+            return super().forward(images)
+
+    train(Watching(), Pictures(), Pictures(11, seed=4), recipe(epochs=1))
+    assert set(seen) == {0.0}
