@@ -8,8 +8,9 @@ and, for least squares, what a change of theta does to output o of the mixture,
 
     d f_o = sum_j { S_jo d score_j + g_j d value_jo }.
 
-:meth:`Family.pullback` writes those rows of the Jacobian from S and g. Every built-in expert has them in closed form;
-:class:`AutogradFamily` obtains them from any expert's `forward` with torch.func, more slowly.
+:meth:`Family.pullback` writes those rows of the Jacobian from S and g; :meth:`Family.rows` has the score's and the
+value's apart, for second derivatives of f. Every built-in expert has them in closed form; :class:`AutogradFamily`
+obtains them from any expert's `forward` with torch.func, more slowly.
 
 Arrays are feature-major: samples are the last, contiguous axis, so that every operation streams over samples.
 Letters in shapes: B problems, L atoms, D covariates, k key features, v value features, o outputs, n samples.
@@ -47,6 +48,10 @@ class Covariate:
         self.x, self.q = x, q
         self.x_row, self.q_row = x[:, None, None, :, None], q[:, None, :, None]
 
+    def repeated(self, times: int) -> Covariate:
+        """The covariates of every problem so many times in a row."""
+        return Covariate(self.x.repeat_interleave(times, 0), self.q.repeat_interleave(times, 0))
+
 
 class Evaluation(NamedTuple):
     """score (B, L, n), value (B, L, o, n) or (B, L, o, 1) where it is constant, and what the pullback needs again."""
@@ -75,6 +80,32 @@ class Family(ABC, Generic[E]):
     def pullback(self, at: Covariate, done: Evaluation, s: Tensor, g: Tensor, out: Parameters) -> None:
         """Write d f_o / d theta into `out`, name -> (B, *shape, o, n), from s (B, L, 1, o, n) and g (B, L, 1, 1, n)."""
 
+    def rows(self, at: Covariate, done: Evaluation, r: Tensor) -> tuple[Tensor, Tensor]:
+        """d score_j and d sum_o r_o value_jo in atom j's own parameters and the shared ones; r (B, o, n).
+
+        (B, L, q, n) each, in the order of `named_parameters`; (B, 1, q, n) where they are the same for all atoms.
+        Here by pulling back through an output of its own for the score, whose value is zero.
+        """
+        count, outputs, n = done.score.shape[1], *r.shape[1:]
+        made, at = self.apart(count, torch.cat([self.c, torch.zeros_like(self.c[:1])])), at.repeated(count)
+        out = {
+            name: r.new_empty(len(r) * count, *value.shape[1:], outputs + 1, n)
+            for name, value in made.parameters.items()
+        }
+        s = r.new_zeros(len(r) * count, 1, 1, outputs + 1, n)
+        s[:, :, :, -1] = 1
+        made.pullback(at, made.evaluate(at), s, torch.ones_like(s[:, :, :, :1]), out)
+        both = torch.cat([block.flatten(1, -3) for block in out.values()], 1).unflatten(0, (-1, count))
+        return both[:, :, :, -1], (both[:, :, :, :-1] * r[:, None, None]).sum(3)
+
+    def apart(self, count: int, value_map: Tensor | None = None) -> Family[E]:
+        """The same `count` atoms as B L problems of one atom, under C or another value map."""
+        parameters = {
+            name: value.repeat_interleave(count, 0) if self.expert.is_shared(name) else value.flatten(0, 1)[:, None]
+            for name, value in self.parameters.items()
+        }
+        return type(self)(self.expert, self.c if value_map is None else value_map, self.num_tokens, parameters)
+
 
 def family(expert: PromptExpert) -> type[Family]:
     """The family of an expert: closed form where it has one, else by automatic differentiation."""
@@ -93,6 +124,9 @@ class ConstantFamily(Family[ConstantPrompt]):
     def pullback(self, at: Covariate, done: Evaluation, s: Tensor, g: Tensor, out: Parameters) -> None:
         torch.mul(at.q_row, s, out=out["p"]).addcmul_(self.c_column, g)
 
+    def rows(self, at: Covariate, done: Evaluation, r: Tensor) -> tuple[Tensor, Tensor]:
+        return at.q[:, None], (self.c.mT @ r)[:, None]
+
 
 class PrefixFamily(Family[PrefixPrompt]):
     """key_j and value_j are free."""
@@ -106,6 +140,11 @@ class PrefixFamily(Family[PrefixPrompt]):
     def pullback(self, at: Covariate, done: Evaluation, s: Tensor, g: Tensor, out: Parameters) -> None:
         torch.mul(at.q_row, s, out=out["key"])
         torch.mul(self.c_column, g, out=out["value"])
+
+    def rows(self, at: Covariate, done: Evaluation, r: Tensor) -> tuple[Tensor, Tensor]:
+        back = self.c.mT @ r
+        score, value = [at.q, torch.zeros_like(back)], [torch.zeros_like(at.q), back]
+        return torch.cat(score, 1)[:, None], torch.cat(value, 1)[:, None]
 
 
 class ReparameterizedFamily(Family[ReparameterizedPrefix]):
@@ -131,6 +170,11 @@ class ReparameterizedFamily(Family[ReparameterizedPrefix]):
             p, (d1, d2) = self.parameters["p"], self.slopes
             out["w1"].copy_(torch.einsum("bjk,bkn,bjx,bjon->bkxon", d1, at.q, p, s[:, :, 0]))
             out["w2"].copy_(torch.einsum("ok,bjk,bjx,bjn->bkxon", self.c, d2, p, g[:, :, 0, 0]))
+
+    def rows(self, at: Covariate, done: Evaluation, r: Tensor) -> tuple[Tensor, Tensor]:
+        if "w1" in self.parameters:  # the maps are learned too
+            return super().rows(at, done, r)
+        return self.key_pull @ at.q[:, None], self.value_pull[..., 0] @ r[:, None]
 
 
 class FlatAdaptiveFamily(Family[FlatAdaptivePrompt]):
@@ -161,6 +205,16 @@ class FlatAdaptiveFamily(Family[FlatAdaptivePrompt]):
         torch.mul(at.q[:, :, None, None], through_score[:, None], out=out["w2"])
         out["w2"].addcmul_(self.c.mT[:, None, :, None], through_value[:, None, :, None])
 
+    def rows(self, at: Covariate, done: Evaluation, r: Tensor) -> tuple[Tensor, Tensor]:
+        z, u, readout = done.saved
+        back, slope = self.c.mT @ r, self.expert.activation.derivative(z, u)
+        rows = []
+        for unit, output in ((readout, at.q), (self.w2_transposed @ back, back)):
+            inner = (unit[:, None] * slope)[:, :, :, None] * at.x[:, None, None]  # (B, L, r, D, n)
+            outer = output[:, None, :, None] * u[:, :, None]  # (B, L, dim, r, n)
+            rows.append(torch.cat([inner.flatten(2, 3), outer.flatten(2, 3)], 2))
+        return rows[0], rows[1]
+
 
 class LinearGateFamily(Family[LinearGateExpert]):
     """key_j = beta_j, value_j = act(eta_j x)."""
@@ -177,6 +231,13 @@ class LinearGateFamily(Family[LinearGateExpert]):
         slope = self.expert.activation.derivative(*done.saved)[:, :, :, None]
         torch.mul(at.q_row, s, out=out["beta"])
         torch.mul((g * slope * self.c_column)[:, :, :, None], at.x_row, out=out["eta"])
+
+    def rows(self, at: Covariate, done: Evaluation, r: Tensor) -> tuple[Tensor, Tensor]:
+        bent = (self.c.mT @ r)[:, None] * self.expert.activation.derivative(*done.saved)
+        inner = (bent[:, :, :, None] * at.x[:, None, None]).flatten(2, 3)
+        score, value = (at.q.new_zeros(*inner.shape[:2], at.q.shape[1] + inner.shape[2], r.shape[2]) for _ in range(2))
+        score[:, :, : at.q.shape[1]], value[:, :, at.q.shape[1] :] = at.q[:, None], inner
+        return score, value
 
 
 class AutogradFamily(Family[PromptExpert]):

@@ -17,18 +17,16 @@ of s sqrt(n): the same at the t ~ n^{-1/4} where an over-specified fit ends.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from moe_prompt.expert_curvature import curvature
-from moe_prompt.families import Covariate, Evaluation, Parameters, family
 from moe_prompt.mixing import exponential
 from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Prepared, RegressionModel
 
-CHUNK_BYTES = 1 << 20  # of the rows A and V: measured best between a half and three megabytes
+CHUNK_BYTES = 1 << 21  # of the rows A and V, an atom each: measured best between two and four megabytes
 
 
 def second_order(problem: Problem, theta: Tensor, index: Tensor) -> Tensor:
@@ -59,77 +57,46 @@ def atom_places(model: RegressionModel) -> Tensor:
 
 
 class Atoms:
-    """All atoms of K mixtures, each as a problem of its own with one atom: A, V and the expert's curvature."""
+    """The atoms of K mixtures, apart: A, V and the expert's curvature, each in an atom's own coordinates."""
 
     def __init__(self, model: RegressionModel, theta: Tensor) -> None:
         self.model, self.gate = model, exponential(model.gate, "the second-order term")
-        b, parameters = model.unflatten(theta)
-        self.count, self.b = b.shape[1], b
-        self.parameters: Parameters = {
-            name: self._repeated(value) if model.expert.is_shared(name) else value.flatten(0, 1)[:, None]
-            for name, value in parameters.items()
-        }
-        make, expert, tokens = family(model.expert), model.expert, model.num_tokens
-        self.family = make(expert, model.value_map, tokens, self.parameters)
-        self.scores_only = make(expert, model.value_map[:1], tokens, self.parameters)
-        self.width = sum(math.prod(value.shape[1:]) for value in self.parameters.values())
-
-    def _repeated(self, array: Tensor) -> Tensor:
-        return array.expand(self.count, *array.shape[1:]) if len(array) == 1 else array.repeat_interleave(self.count, 0)
+        mixture = model.at(theta)
+        self.b, self.family, self.mixing = mixture.b, mixture.prompts, mixture.mixing
 
     def blocks(self, prepared: Prepared, y: Tensor, scale: Tensor | None) -> Tensor:
         """sum over samples of d2T in the atoms' coordinates, (K, L, L, q, q)."""
-        at = Covariate(self._repeated(prepared.at.x), self._repeated(prepared.at.q))
+        at = prepared.at
         done = self.family.evaluate(at)
-        raw, value = (array.flatten(0, 1).unflatten(0, (-1, self.count)) for array in (done.score, done.value))
-        score, slope = self.gate.link(raw)
-        gates = torch.softmax(torch.cat([prepared.log_frozen, score + self.b[..., None]], 1), 1)
-        g = gates[:, 1:]
-        f = (g[:, :, None] * value).sum(1).addcmul_(gates[:, :1], prepared.frozen_mean)
-        r = f - y if scale is None else (f - y) * scale.square()
-        c = g * ((value - f[:, None]) * r[:, None]).sum(2)
-        r = self._repeated(r)
-        score_rows, value_rows = self._rows(at, done, r)
-        scaled = score_rows if slope is None else score_rows * slope.flatten(0, 1)[:, None]
+        f, g, slope = self.mixing.mix(done.score, self.b, done.value, prepared.log_frozen, prepared.frozen_mean)
+        g, r = g[:, :, 0], f - y
+        if scale is not None:
+            r *= scale.square()
+        c = g * ((done.value * r[:, None]).sum(2) - (f * r).sum(1)[:, None])
+        score_rows, value_rows = self.family.rows(at, done, r)
+        scaled = score_rows if slope is None else score_rows * slope[:, :, None]
         out = _outer(c, g, self._with_bias(scaled, 1.0), self._with_bias(value_rows, 0.0))
-        weight, bend = c if slope is None else c * slope, self.gate.bend(raw)
-        own = curvature(self.family, at, done, weight.flatten(0, 1), g.flatten(0, 1)[:, None] * r)
-        if bend is not None:
-            own = own + (score_rows * (c * bend).flatten(0, 1)[:, None]) @ score_rows.mT
-        first, index = int(self.model.gating_bias), torch.arange(self.count)
-        out[:, index, index, first:, first:] += own.unflatten(0, (-1, self.count))
+        own = curvature(self.family, at, done, c if slope is None else c * slope, g, r)
+        if (bend := self.gate.bend(done.score)) is not None:
+            own += (score_rows * (c * bend)[:, :, None]) @ score_rows.mT
+        first, index = int(self.model.gating_bias), torch.arange(len(self.b[0]))
+        out[:, index, index, first:, first:] += own
         return out
 
-    def _rows(self, at: Covariate, done: Evaluation, r: Tensor) -> tuple[Tensor, Tensor]:
-        """d score_j and d v_j with respect to the atom's parameters, (K L, q, n) each."""
-        n = r.shape[-1]
-        one, zero = r.new_ones(len(r), 1, 1, 1, n), r.new_zeros(len(r), 1, 1, 1, n)
-        scores = self.scores_only.evaluate(at)
-        rows = []
-        for kind, evaluation, s, g, outputs in (
-            (self.scores_only, scores, one, zero, 1),
-            (self.family, done, zero.expand(-1, -1, -1, r.shape[1], -1), one, r.shape[1]),
-        ):
-            out = {name: r.new_empty(len(r), *value.shape[1:], outputs, n) for name, value in self.parameters.items()}
-            kind.pullback(at, evaluation, s, g, out)
-            rows.append(torch.cat([block.flatten(1, -3) for block in out.values()], 1))
-        return rows[0][:, :, 0], (rows[1] * r[:, None]).sum(2)
-
     def _with_bias(self, rows: Tensor, value: float) -> Tensor:
-        """(K, L, q, n), with the row of the log-weight first if it is free."""
-        if self.model.gating_bias:
-            rows = torch.cat([torch.full_like(rows[:, :1], value), rows], 1)
-        return rows.unflatten(0, (-1, self.count))
+        """The row of the log-weight first, if that is free."""
+        return pad(rows, (0, 0, 1, 0), value=value) if self.model.gating_bias else rows
 
 
 def _outer(c: Tensor, g: Tensor, a: Tensor, v: Tensor) -> Tensor:
-    """sum over samples of the terms with A and V, (K, L, L, q, q)."""
-    atoms, q = a.shape[1:3]
-    ga, e = a * g[:, :, None], v * g[:, :, None]
-    own = torch.addcmul(2 * e, a, c[:, :, None]) @ a.mT
-    e.addcmul_(a, c[:, :, None])
+    """sum over samples of the terms with A and V, (K, L, L, q, q); a and v (K, L, q, n), or (K, 1, q, n) for all."""
+    ga, gv = a * g[:, :, None], v * g[:, :, None]
+    e = torch.addcmul(gv, a, c[:, :, None])
+    atoms, q = e.shape[1:3]
     cross = (e.flatten(1, 2) @ ga.flatten(1, 2).mT).unflatten(2, (atoms, q)).unflatten(1, (atoms, q))
     out = -(cross + cross.permute(0, 3, 4, 1, 2)).transpose(2, 3).contiguous()
+    e += gv
+    own = (e.flatten(1, 2) @ a[:, 0].mT).unflatten(1, (atoms, q)) if a.shape[1] == 1 else e @ a.mT
     index = torch.arange(atoms)
     out[:, index, index] += 0.5 * (own + own.mT)
     return out

@@ -1,14 +1,17 @@
-"""Closed forms of every built-in expert's second derivatives against its own `forward`, differentiated twice."""
+"""Closed forms of every built-in expert's derivatives against its own `forward`, differentiated once and twice."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
 from moe_prompt.activations import ACTIVATIONS
 from moe_prompt.expert_curvature import CLOSED_FORM, _by_autograd, curvature
 from moe_prompt.families import CLOSED_FORM as FAMILIES
-from moe_prompt.families import AutogradFamily, Covariate, family
+from moe_prompt.families import AutogradFamily, Covariate, Family, family
 from moe_prompt.prompts import (
     ConstantPrompt,
     FlatAdaptivePrompt,
@@ -35,16 +38,19 @@ def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
 
 
 def task(expert: PromptExpert, tokens: int = 1, keys: int = DIM, values: int = DIM) -> tuple:
-    """One atom in each of two problems: its family, covariates, evaluation there, and weights c and w."""
+    """One atom in each of two problems: its family, covariates, evaluation there, and weights c, g and r."""
     rng = np.random.default_rng(1)
     parameters = {name: normal(rng, PROBLEMS, *p.shape) for name, p in expert.double().named_parameters()}
     made = family(expert)(expert, normal(rng, OUTPUTS, values), tokens, parameters)
     at = Covariate(normal(rng, PROBLEMS, tokens * DIM, SAMPLES), normal(rng, PROBLEMS, keys, SAMPLES))
-    return made, at, made.evaluate(at), normal(rng, PROBLEMS, SAMPLES), normal(rng, PROBLEMS, OUTPUTS, SAMPLES)
+    c, g = (normal(rng, PROBLEMS, 1, SAMPLES) for _ in range(2))
+    return made, at, made.evaluate(at), c, g, normal(rng, PROBLEMS, OUTPUTS, SAMPLES)
 
 
-def directly(made, at: Covariate, c: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """sum_i { c score + sum_o w_o value_o }, sample by sample, differentiated twice by torch.autograd."""
+def directly(
+    differentiate: Callable, made, at: Covariate, c: torch.Tensor, g: torch.Tensor, r: torch.Tensor
+) -> torch.Tensor:
+    """A derivative of sum_i { c score + g sum_o r_o value_o }, summed sample by sample, by torch.autograd."""
     shapes = {name: p.shape[1:] for name, p in made.parameters.items()}
 
     def total(theta: torch.Tensor, k: int) -> torch.Tensor:
@@ -55,13 +61,11 @@ def directly(made, at: Covariate, c: torch.Tensor, w: torch.Tensor) -> torch.Ten
         out = theta.new_zeros(())
         for i in range(SAMPLES):
             key, value = functional_call(made.expert, blocks, (at.x[k, :, i].unflatten(0, (made.num_tokens, -1)),))
-            out = out + c[k, i] * (key[0] @ at.q[k, :, i]) + w[k, :, i] @ (made.c @ value[0])
+            out = out + c[k, 0, i] * (key[0] @ at.q[k, :, i]) + g[k, 0, i] * r[k, :, i] @ (made.c @ value[0])
         return out
 
     flat = torch.cat([p.flatten(1) for p in made.parameters.values()], 1)
-    return torch.stack(
-        [torch.autograd.functional.hessian(lambda t, k=k: total(t, k), flat[k]) for k in range(PROBLEMS)]
-    )
+    return torch.stack([differentiate(lambda t, k=k: total(t, k), flat[k]) for k in range(PROBLEMS)])[:, None]
 
 
 EXPERTS: dict[str, tuple] = {
@@ -85,14 +89,44 @@ EXPERTS: dict[str, tuple] = {
 @pytest.mark.parametrize("name", EXPERTS)
 def test_curvature_is_that_of_the_experts_own_forward(name):
     make, *sizes = EXPERTS[name]
-    made, at, done, c, w = task(make(), *sizes)
-    expected = directly(made, at, c, w)
+    made, at, done, *weights = task(make(), *sizes)
+    expected = directly(hessian, made, at, *weights)
     bends = name not in ("VPT", "prefix") and not name.startswith(("linear gate, linear", "linear gate, relu"))
     bends = bends and name not in ("known maps, linear", "known maps, relu")
     assert bool(expected.any()) == bends
-    for found in (curvature(made, at, done, c, w), _by_autograd(made, at, done, c, w)):
+    for found in (curvature(made, at, done, *weights), _by_autograd(made, at, done, *weights)):
         assert found.shape == expected.shape
         assert torch.allclose(found, expected, rtol=1e-10, atol=1e-11 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_rows_are_those_of_the_experts_own_forward(name):
+    make, *sizes = EXPERTS[name]
+    made, at, done, c, g, r = task(make(), *sizes)
+    expected = directly(jacobian, made, at, c, g, r)
+    for score, value in (made.rows(at, done, r), Family.rows(made, at, done, r)):
+        found = (score * c[:, :, None] + value * g[:, :, None]).sum(-1)
+        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-11 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_atoms_apart_are_the_atoms_together(name):
+    """Two atoms with shared parameters, where the expert has them, against two problems with one each."""
+    make, *sizes = EXPERTS[name]
+    one, at, _, c, g, r = task(make(), *sizes)
+    rng, shared = np.random.default_rng(2), one.expert.is_shared
+    both = {k: v if shared(k) else torch.cat([v, normal(rng, *v.shape)], 1) for k, v in one.parameters.items()}
+    made = family(one.expert)(one.expert, one.c, one.num_tokens, both)
+    c, g = (torch.cat([weight, normal(rng, *weight.shape)], 1) for weight in (c, g))
+    together = curvature(made, at, made.evaluate(at), c, g, r), *made.rows(at, made.evaluate(at), r)
+    for j in range(2):
+        parameters = {k: v if shared(k) else v[:, j : j + 1] for k, v in both.items()}
+        alone = family(one.expert)(one.expert, one.c, one.num_tokens, parameters)
+        done, own = alone.evaluate(at), slice(j, j + 1)
+        apart = curvature(alone, at, done, c[:, own], g[:, own], r), *alone.rows(at, done, r)
+        for every, expected in zip(together, apart, strict=True):
+            found = every[:, own] if every.shape[1] > 1 else every
+            assert torch.allclose(found, expected, rtol=1e-10, atol=1e-11 * max(1.0, float(expected.abs().max())))
 
 
 def test_every_family_has_a_closed_form_and_others_are_differentiated():
@@ -104,6 +138,7 @@ def test_every_family_has_a_closed_form_and_others_are_differentiated():
 def test_closed_forms_do_not_ask_forward(name, monkeypatch):
     """Else the test above would compare automatic differentiation with itself."""
     make, *sizes = EXPERTS[name]
-    made, at, done, c, w = task(make(), *sizes)
+    made, at, done, *weights = task(make(), *sizes)
     monkeypatch.setattr(type(made.expert), "forward", lambda *_: pytest.fail("differentiated"))
-    assert curvature(made, at, done, c, w).shape[0] == PROBLEMS
+    assert curvature(made, at, done, *weights).shape[0] == PROBLEMS
+    assert all(len(rows) == PROBLEMS for rows in made.rows(at, done, weights[-1]))

@@ -140,7 +140,7 @@ def test_pieces_are_several(monkeypatch):
     seen = []
     monkeypatch.setattr(
         module.Atoms, "blocks", lambda self, at, y, scale: seen.append(tuple(y.shape)) or torch.zeros(
-            len(y), ATOMS, ATOMS, self.width + 1, self.width + 1, dtype=torch.float64
+            len(y), ATOMS, ATOMS, DIM + 1, DIM + 1, dtype=torch.float64
         )
     )  # fmt: skip
     for n, expected in ((SHORT, [(2, OUTPUTS, SHORT)] * 2 + [(1, OUTPUTS, SHORT)]), (LONG, None)):

@@ -60,7 +60,7 @@ class Cell:
     rounds: int
 
 
-CELLS = tuple(Cell(truth, *size) for truth in ("vpt", "vapt") for size in ((1_000, 40, 3), (10_000, 4, 3)))
+CELLS = tuple(Cell(truth, *size) for truth in ("vpt", "vapt") for size in ((1_000, 100, 3), (10_000, 4, 3)))
 QUICK = (Cell("vpt", 1_000, 6, 1), Cell("vapt", 10_000, 2, 1))
 
 
