@@ -3,7 +3,8 @@ r"""Least squares with more atoms than the truth has: Levenberg-Marquardt, then 
 An atom that the truth does not have moves f only to second order, so J'J is singular at the truth and Gauss-Newton
 crawls; the second-order term sum_i r_i d2 f_i is as large as what J'J has in those directions. So the best of the rough
 fits go on with it (:mod:`moe_prompt.trust_region`). A fit ends at a minimum, by the length of the Newton step in
-standard errors, sqrt(g' H^-1 g / (p s^2)), and never at a saddle, as two atoms that coincide are one.
+standard errors, sqrt(g' H^-1 g / (p s^2)), and never at a saddle, as two atoms that coincide are one. Experts with
+kinks have minima where the gradient jumps (:mod:`moe_prompt.kinks`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from moe_prompt.estimators import LeastSquares, check
 from moe_prompt.fits import Estimator, FitResult, best_of, distinct_best
+from moe_prompt.kinks import kink_offsets
 from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.trust_region import TrustRegion
@@ -73,21 +75,23 @@ class NewtonLeastSquares(Estimator):
         return self._result(problem, state, tolerance)
 
     def _result(self, problem: Problem, state: TrustRegion, tolerance: float) -> FitResult:
-        converged = ((state.offset <= tolerance) & ~state.saddle & ~state.stale) | state.exact()
+        smooth = ((state.offset <= tolerance) & ~state.saddle & ~state.stale) | state.exact()
+        stuck = (state.stuck & ~smooth).nonzero()[:, 0]
+        kink = torch.full_like(state.offset, torch.inf).scatter(0, stuck, kink_offsets(state, stuck))
+        at_kink = kink <= tolerance
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
-        finite, broken, stuck = (end.tolist() for end in (state.objective.isfinite(), state.broken, state.stuck))
-        told = zip(converged.tolist(), finite, broken, stuck, strict=True)
+        ends = (smooth, at_kink, state.objective.isfinite(), state.broken, state.stuck)
         return FitResult(
             problem.model,
             state.theta,
             state.objective,
-            converged,
+            smooth | at_kink,
             boundary,
             state.steps,
             gradient.norm(dim=1),
-            state.offset,
-            tuple(_reason(*end, self.max_steps) for end in told),
+            torch.where(at_kink, kink, state.offset),
+            tuple(_reason(end, self.max_steps) for end in torch.stack(ends, 1).tolist()),
             state.escaped,
         )
 
@@ -107,9 +111,10 @@ def spare_starts(problem: Problem, objective: Tensor) -> Tensor:
     return torch.zeros_like(spare).scatter(1, order, spare).flatten()
 
 
-def _reason(converged: bool, finite: bool, broken: bool, stuck: bool, max_steps: int) -> str:
-    if converged:
-        return "converged"
+def _reason(end: list[bool], max_steps: int) -> str:
+    smooth, at_kink, finite, broken, stuck = end
+    if smooth or at_kink:
+        return "converged" if smooth else "converged at a kink"
     if not finite:
         return "the objective is not finite at the start"
     if broken:

@@ -8,8 +8,10 @@ Cost:    400 fits
 Expect:  slope -0.50 of masses and first moments and of the function; of D and the split error nothing is predicted.
 
 Setting: that of over-specified, one hidden unit, losses up to positive scaling of units; noise 0.02 as in vpt-vs-vapt,
-truths drawn once and none rejected, box [-3, 3], 48 starts and keep = 3. Pilots of up to 24 replicates at n <= 1e4,
-with the seed of this study, settled these. Newton's second derivatives are those on either side of the kink.
+truths drawn once and none rejected, box [-3, 3], 48 starts and keep = 3. Newton's second derivatives are those on
+either side of the kink. Fits end a tenth of a standard error from a minimum: many minima are at kinks, and there
+Newton's step has a length that falls as n^-1/2 only (moe_prompt.kinks). Pilots of up to 40 replicates at n <= 1e4, of
+other seeds for the tolerance and of this study's for the rest, settled these.
 """
 
 from __future__ import annotations
@@ -25,4 +27,5 @@ def build() -> OverSpecifiedStudy:
         ("VAPT, relu",),
         replicates=40,
         splits=False,
+        tolerance=0.1,
     )
