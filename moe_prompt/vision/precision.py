@@ -27,11 +27,18 @@ def without_denormals() -> Iterator[None]:
 
     Saturated scores of a training that diverges make many of them, with which some processors take 20 times as long.
     """
+    before = flushes_denormals()
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread's arithmetic has them as 0: torch has a switch for that and no way to read it."""
+    least_normal = torch.tensor(torch.finfo(torch.float32).tiny)
+    return float(least_normal / 2) == 0
 
 
 def gradient_scaler(precision: str, device: torch.device) -> GradScaler:

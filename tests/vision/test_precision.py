@@ -8,6 +8,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.precision import (
     autocast,
     device_of,
+    flushes_denormals,
     gradient_scaler,
     parameter_dtype,
     widened,
@@ -49,3 +50,14 @@ def test_denormals_are_zero_inside_and_not_after():
     with without_denormals():
         assert float(torch.tensor(1e-30) * torch.tensor(1e-10)) == 0.0
     assert float(tiny) > 0 and float(torch.tensor(1e-30) * torch.tensor(1e-10)) > 0
+
+
+def test_denormals_stay_zero_where_they_were():
+    torch.set_flush_denormal(True)
+    try:
+        with without_denormals():
+            assert flushes_denormals()
+        assert flushes_denormals()
+    finally:
+        torch.set_flush_denormal(False)
+    assert not flushes_denormals()
