@@ -63,27 +63,28 @@ class NewtonLeastSquares(Estimator):
         self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, spare: Tensor | None = None
     ) -> FitResult:
         """Every problem from its own theta (K, p) to the minimum below it; those in `spare` (K,) are given up."""
-        state = TrustRegion(problem, theta, self.first.box)
+        state = TrustRegion(problem, theta, self.first.box, tolerance)
         if spare is not None:
             state.done |= spare
             state.objective[spare] = torch.inf
         for step in range(max_steps + 1):
-            state.judge(tolerance)
+            state.judge()
             if step == max_steps or bool(state.done.all()):
                 break
             state.advance()
-        return self._result(problem, state, tolerance)
+        return self._result(state)
 
-    def _result(self, problem: Problem, state: TrustRegion, tolerance: float) -> FitResult:
-        smooth = ((state.offset <= tolerance) & ~state.saddle & ~state.stale) | state.exact()
+    def _result(self, state: TrustRegion) -> FitResult:
+        level = ~state.saddle | state.stuck  # a bend that steps of no length confirm is none
+        smooth = ((state.offset <= state.tolerance) & level & ~state.stale) | state.exact()
         stuck = (state.stuck & ~smooth).nonzero()[:, 0]
         kink = torch.full_like(state.offset, torch.inf).scatter(0, stuck, kink_offsets(state, stuck))
-        at_kink = kink <= tolerance
+        at_kink = kink <= state.tolerance
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
         ends = (smooth, at_kink, state.objective.isfinite(), state.broken, state.stuck)
         return FitResult(
-            problem.model,
+            state.problem.model,
             state.theta,
             state.objective,
             smooth | at_kink,

@@ -20,7 +20,7 @@ from moe_prompt.normal_equations import Problem
 from moe_prompt.second_order import second_order
 
 FLAT, BENT = 1e-12, 1e-9  # of the largest eigenvalue: what is flat in a step; what is bent down at a saddle
-NARROW = 1e-11  # a radius at which no step is left
+NARROW, NIL = 1e-11, 1e-4  # a radius at which no step is left: an absolute one, and of the tolerance
 CANCELLED = 1e-12  # of the squared length of a pair's columns: below this, their difference is rounding
 SADDLE = 1e-2  # standard errors: a stationary point
 GOOD, STIFF = 0.75, 1e-4  # of the predicted gain; of the largest eigenvalue of J'J
@@ -29,8 +29,9 @@ GOOD, STIFF = 0.75, 1e-4  # of the predicted gain; of the largest eigenvalue of 
 class TrustRegion:
     """Where every problem stands, and its quadratic model in coordinates in which J'J has unit diagonal."""
 
-    def __init__(self, problem: Problem, theta: Tensor, box: float) -> None:
+    def __init__(self, problem: Problem, theta: Tensor, box: float, tolerance: float) -> None:
         self.problem, self.box, self.layout = problem, box, Layout.of(problem.model)
+        self.tolerance = tolerance  # standard errors
         self.theta = theta.clamp(-box, box).clone()
         every = torch.arange(len(theta))
         self.gram = problem.gram(self.theta, every)
@@ -65,12 +66,17 @@ class TrustRegion:
         """Coordinates about theta; those of a pair only where nothing is on the boundary."""
         return Chart(self.layout, self.theta[k], (self.theta[k].abs() < self.box).all(1))
 
-    def judge(self, tolerance: float) -> None:
+    def unit(self, k: Tensor) -> Tensor:
+        """sqrt(p s^2): the length of an offset of one standard error in coordinates scaled by H."""
+        p = self.theta.shape[1]
+        return (2 * p * self.objective[k] / max(1, self.problem.observations - p)).sqrt()
+
+    def judge(self) -> None:
         """The quadratic model, the offset in standard errors, and whether this is a minimum."""
         k = (self.stale & ~self.done).nonzero()[:, 0]
         if len(k):
             self._decompose(k)
-        near = ~self.done & ~self.stale & (self.offset <= tolerance) & ~self.saddle
+        near = ~self.done & ~self.stale & (self.offset <= self.tolerance) & ~self.saddle
         k = (near & self.held.any(1)).nonzero()[:, 0]
         near[k] &= ~self._release(k)
         self.done |= near | (~self.offset.isfinite() & ~self.stale) | self.exact()
@@ -109,8 +115,7 @@ class TrustRegion:
         self.slope[k] = slope = (vectors.mT @ (pulled * scale)[..., None])[..., 0]
         top = values.abs().amax(1, keepdim=True)
         decrement = (slope.square() / values.abs().clamp(min=FLAT * top)).sum(1)
-        variance = 2 * self.objective[k] / max(1, self.problem.observations - p)
-        self.offset[k] = (decrement / (p * variance)).sqrt()
+        self.offset[k] = decrement.sqrt() / self.unit(k)
         self.saddle[k] = values[:, 0] < -BENT * top[:, 0]
         self.stale[k] = False
 
@@ -137,7 +142,8 @@ class TrustRegion:
         self.escaped[kept] |= self.saddle[kept] & (self.offset[kept] <= SADDLE)
         self._move(kept, trial[accept], gram[accept])
         self.steps[k] += 1
-        self.stuck[k] = ~accept & (self.radius[k] < NARROW * (1 + size))
+        narrow = (NARROW * (1 + size)).maximum(NIL * self.tolerance * self.unit(k))
+        self.stuck[k] = ~accept & (self.radius[k] < narrow)
         self.done |= self.stuck
 
     def _correct(self, k: Tensor, trial: Tensor, gram: Tensor, poor: Tensor) -> None:

@@ -83,8 +83,8 @@ def gain_without_derivatives(population, problem, fit, k: int) -> float:
 def test_the_gradient_is_not_small_there(relu):
     """Without the hull those fits would not have converged: on their own side they are far from a minimum."""
     _, problem, fit = relu
-    state = TrustRegion(problem, fit.theta, 3.0)
-    state.judge(1e-6)
+    state = TrustRegion(problem, fit.theta, 3.0, TOLERANCE)
+    state.judge()
     at_kink = torch.tensor([message == "converged at a kink" for message in fit.message])
     ends = (state.offset > TOLERANCE) | state.saddle
     assert bool(ends[at_kink].all())
@@ -94,14 +94,14 @@ def test_the_gradient_is_not_small_there(relu):
 
 def test_smooth_experts_have_no_kinks():
     _, problem, fit = fitted("over-specified", "VAPT, tanh, L = 1", 1e-6)
-    state = TrustRegion(problem, fit.theta, 3.0)
-    state.judge(1e-6)
+    state = TrustRegion(problem, fit.theta, 3.0, TOLERANCE)
+    state.judge()
     assert bool(kink_offsets(state, torch.arange(REPLICATES)).isinf().all())
     assert "converged at a kink" not in fit.message
 
 
 def test_a_fit_with_nothing_free_is_at_no_kink():
     _, problem, fit = fitted("over-specified-relu", "VAPT, relu, L = 1", TOLERANCE)
-    state = TrustRegion(problem, fit.theta, 3.0)
+    state = TrustRegion(problem, fit.theta, 3.0, TOLERANCE)
     state.free = lambda: torch.zeros_like(state.theta, dtype=torch.bool)
     assert bool(kinks.kink_offsets(state, torch.tensor([0])).isinf().all())

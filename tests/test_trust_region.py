@@ -53,9 +53,9 @@ def solve(monkeypatch):
 
     def run(problem: Quadratic, tolerance: float = 1e-9) -> TrustRegion:
         starts = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, (PROBLEMS, SIZE)))
-        state = TrustRegion(problem, starts, 1.0)
+        state = TrustRegion(problem, starts, 1.0, tolerance)
         for _ in range(100):
-            state.judge(tolerance)
+            state.judge()
             if bool(state.done.all()):
                 break
             state.advance()
