@@ -13,7 +13,7 @@ from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.normal_equations import Problem
 from moe_prompt.trust_region import TrustRegion
 
-TOLERANCE, N, REPLICATES = 0.1, 300, 12
+TOLERANCE, N, REPLICATES = 0.02, 1000, 24
 
 
 def fitted(name: str, family: str, tolerance: float):
@@ -58,7 +58,7 @@ def test_fits_of_relu_units_end_at_kinks_and_nothing_near_is_lower(relu):
     at_kink = [k for k, message in enumerate(fit.message) if message == "converged at a kink"]
     assert len(at_kink) >= 2 and bool(fit.converged[at_kink].all())
     assert bool((fit.offset[at_kink] <= TOLERANCE).all())
-    most = 0.5 * fit.theta.shape[1] * TOLERANCE**2
+    most = fit.theta.shape[1] * TOLERANCE**2  # twice the gain of a quadratic that far from its minimum
     for k in at_kink:
         assert gain_without_derivatives(population, problem, fit, k) < most
     theta = fit.theta * 1.001  # the search does find descent where there is some
