@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moe_prompt.estimators import LeastSquares, check
 from moe_prompt.fits import Estimator, FitResult, best_of, distinct_best
-from moe_prompt.kinks import kink_offsets
+from moe_prompt.kinks import leave_kinks
 from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.trust_region import TrustRegion
@@ -69,17 +69,16 @@ class NewtonLeastSquares(Estimator):
             state.objective[spare] = torch.inf
         for step in range(max_steps + 1):
             state.judge()
+            if bool(state.done.all()) and leave_kinks(state):
+                state.judge()
             if step == max_steps or bool(state.done.all()):
                 break
             state.advance()
         return self._result(state)
 
     def _result(self, state: TrustRegion) -> FitResult:
-        level = ~state.saddle | state.stuck  # a bend that steps of no length confirm is none
-        smooth = ((state.offset <= state.tolerance) & level & ~state.stale) | state.exact()
-        stuck = (state.stuck & ~smooth).nonzero()[:, 0]
-        kink = torch.full_like(state.offset, torch.inf).scatter(0, stuck, kink_offsets(state, stuck))
-        at_kink = kink <= state.tolerance
+        smooth = state.at_minimum()
+        at_kink = state.stuck & ~smooth & (state.kink <= state.tolerance)
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
         ends = (smooth, at_kink, state.objective.isfinite(), state.broken, state.stuck)
@@ -91,7 +90,7 @@ class NewtonLeastSquares(Estimator):
             boundary,
             state.steps,
             gradient.norm(dim=1),
-            torch.where(at_kink, kink, state.offset),
+            torch.where(at_kink, state.kink, state.offset),
             tuple(_reason(end, self.max_steps) for end in torch.stack(ends, 1).tolist()),
             state.escaped,
         )

@@ -45,6 +45,7 @@ class TrustRegion:
         self.done, self.stuck, self.broken, self.saddle, self.escaped = (none.clone() for _ in range(5))
         self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
         self.released = self.held.clone()  # let go since the last move
+        self.kink = torch.full_like(self.objective, torch.nan)  # of stuck problems, see moe_prompt.kinks
         self.done |= ~self.gram.isfinite().all((1, 2))
         self.objective[self.done] = torch.inf
         self.stale = ~self.done  # where the quadratic model is not that of theta
@@ -56,6 +57,10 @@ class TrustRegion:
     def exact(self) -> Tensor:
         """Where residuals are rounding."""
         return self.objective.isfinite() & (2 * self.objective <= self.floor)
+
+    def at_minimum(self) -> Tensor:
+        """Where the offset is within the tolerance and H bends upwards; a bend that no step confirms is none."""
+        return ((self.offset <= self.tolerance) & (~self.saddle | self.stuck) & ~self.stale) | self.exact()
 
     def free(self) -> Tensor:
         """Parameters inside the box, or on its boundary with descent pointing inwards."""
@@ -179,6 +184,13 @@ class TrustRegion:
             self.held[k] &= theta.abs() >= self.box
             self.released[k] = False
             self.second[k], self.stale[k] = second_order(self.problem, theta, k), True
+
+    def go_on(self, k: Tensor, theta: Tensor) -> None:
+        """Problems that were stuck, from other points (kept, p)."""
+        self._move(k, theta, self.problem.gram(theta, k))
+        self.stuck[k] = self.done[k] = False
+        self.radius[k], self.kink[k] = torch.inf, torch.nan
+        self.steps[k] += 1
 
     def _resize(self, k: Tensor, ratio: Tensor, accept: Tensor, size: Tensor) -> None:
         """Three tenths of a poor step's length, twice the radius after a good one that it held back."""

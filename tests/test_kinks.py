@@ -7,13 +7,15 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from moe_prompt import kinks, newton, studies
-from moe_prompt.kinks import kink_offsets, least_combination
+from moe_prompt import newton, studies, trust_region
+from moe_prompt.charts import Layout
+from moe_prompt.kinks import Kink, least_combination
 from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.normal_equations import Problem
 from moe_prompt.trust_region import TrustRegion
 
 TOLERANCE, N, REPLICATES = 0.02, 1000, 24
+CREASE, SHIFT = 3.0, 1.0
 
 
 def fitted(name: str, family: str, tolerance: float):
@@ -85,23 +87,79 @@ def test_the_gradient_is_not_small_there(relu):
     _, problem, fit = relu
     state = TrustRegion(problem, fit.theta, 3.0, TOLERANCE)
     state.judge()
-    at_kink = torch.tensor([message == "converged at a kink" for message in fit.message])
-    ends = (state.offset > TOLERANCE) | state.saddle
-    assert bool(ends[at_kink].all())
-    found = kink_offsets(state, at_kink.nonzero()[:, 0])
-    assert torch.allclose(found, fit.offset[at_kink]) and bool((found < 0.9 * state.offset[at_kink]).any())
+    for k in (k for k, message in enumerate(fit.message) if message == "converged at a kink"):
+        found = Kink(state, k).offset
+        assert found == pytest.approx(float(fit.offset[k])) and found <= TOLERANCE < float(state.offset[k])
+
+
+class Creased(Problem):
+    """1/2 |A theta - y|^2 + CREASE |u' theta| + SHIFT for a batch of A, y and u, as the trust region asks for it."""
+
+    model, observations = None, 9
+
+    def __init__(self, count: int, size: int) -> None:
+        rng = np.random.default_rng(0)
+        a, y, u = (rng.standard_normal(shape) for shape in ((count, 9, size), (count, 9), (count, size)))
+        self.__dict__.update(a=torch.from_numpy(a), targets=torch.from_numpy(y), u=torch.from_numpy(u))
+
+    def gram(self, theta: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        residual = (self.a[index] @ theta[..., None])[..., 0] - self.targets[index]
+        along = (self.u[index] * theta).sum(1, keepdim=True)
+        both = torch.cat([self.a[index], residual[..., None]], 2)
+        out, crease = both.mT @ both, CREASE * along.sign() * self.u[index]
+        out[:, :-1, -1] += crease
+        out[:, -1, :-1] += crease
+        out[:, -1, -1] += 2 * (CREASE * along.abs()[:, 0] + SHIFT)
+        return out
+
+    def objective(self, theta: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return self.gram(theta, index)[:, -1, -1] / 2
+
+    def square_norm(self) -> torch.Tensor:
+        return self.targets.square().sum(1)
+
+    def best(self, k: int) -> float:
+        """By SciPy's SLSQP, with a variable of its own for |u' theta|."""
+        a, y, u = (array[k].numpy() for array in (self.a, self.targets, self.u))
+        sides = [{"type": "ineq", "fun": lambda v, side=side: v[-1] + side * u @ v[:-1]} for side in (1, -1)]
+        cost = lambda v: 0.5 * np.sum((a @ v[:-1] - y) ** 2) + CREASE * v[-1]  # noqa: E731
+        return minimize(cost, np.zeros(len(u) + 1), constraints=sides, tol=1e-14, options={"maxiter": 1000}).fun
+
+
+def test_fits_leave_kinks_that_are_no_minima(monkeypatch):
+    """Planted creases: from their valleys to the minimum of a convex function, which SciPy finds too."""
+    count, size, tolerance = 200, 5, 1e-3
+    straight = Layout(size, torch.arange(0), torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 2, dtype=torch.int64))
+    monkeypatch.setattr(Layout, "of", lambda model: straight)
+    monkeypatch.setattr(
+        trust_region, "second_order", lambda problem, theta, k: torch.zeros(len(k), size, size).double()
+    )
+    problem, estimator = Creased(count, size), NewtonLeastSquares(newton.LeastSquares(box=100.0))
+    starts = torch.from_numpy(np.random.default_rng(1).standard_normal((count, size)))
+    fits = {}
+    for left in (True, False):
+        if not left:
+            monkeypatch.setattr(newton, "leave_kinks", lambda state: False)
+        fits[left] = estimator.polish(problem, starts, tolerance, 200)
+    best = torch.tensor([problem.best(k) for k in range(count)]) + SHIFT
+    above = [
+        (fits[left].objective - best) * (problem.observations - size) / (2 * size * best) for left in (True, False)
+    ]
+    assert bool(fits[True].converged.all()) and "converged at a kink" in fits[True].message
+    assert float(above[0].max()) < tolerance**2
+    assert int((above[1] > tolerance**2).sum()) > count / 10 and not bool(fits[False].converged.all())
 
 
 def test_smooth_experts_have_no_kinks():
     _, problem, fit = fitted("over-specified", "VAPT, tanh, L = 1", 1e-6)
     state = TrustRegion(problem, fit.theta, 3.0, TOLERANCE)
     state.judge()
-    assert bool(kink_offsets(state, torch.arange(REPLICATES)).isinf().all())
+    assert {Kink(state, k).offset for k in range(REPLICATES)} == {float("inf")}
     assert "converged at a kink" not in fit.message
 
 
-def test_a_fit_with_nothing_free_is_at_no_kink():
-    _, problem, fit = fitted("over-specified-relu", "VAPT, relu, L = 1", TOLERANCE)
+def test_a_fit_with_nothing_free_is_at_no_kink(relu):
+    _, problem, fit = relu
     state = TrustRegion(problem, fit.theta, 3.0, TOLERANCE)
     state.free = lambda: torch.zeros_like(state.theta, dtype=torch.bool)
-    assert bool(kinks.kink_offsets(state, torch.tensor([0])).isinf().all())
+    assert Kink(state, 0).offset == float("inf")
