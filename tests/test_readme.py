@@ -29,6 +29,8 @@ SHOWN = (
     "vpt-vs-vapt-patches",
     "over-specified",
     "over-specified-low-noise",
+    "over-specified-by-two",
+    "over-specified-relu",
     "norga",
     "non-identifiable",
 )
@@ -85,6 +87,12 @@ def test_what_is_said_of_splits_is_in_the_committed_rows():
         f"{steep.slope:.3f} +- {steep.stderr:.3f} in the mean and {steep.median_slope:.3f} +- {steep.median_stderr:.3f}"
     )
     assert both in SIMULATIONS
+    by_two = studies.load("over-specified-by-two")
+    cells = summarize(by_two, *load_evidence(by_two, RESULTS, exported=True)[:2])
+    off = [cell.truth for cell in cells if cell.loss == "split" and not 0.8 < cell.over_prediction < 1.25]
+    assert (
+        off == ["reparameterised prefix, maps known, L = 1"] and "but for the same prefix with one true" in SIMULATIONS
+    )
     norga = studies.load("norga")
     cells = summarize(norga, *load_evidence(norga, RESULTS, exported=True)[:2])
     medians = sorted((c.median_slope, c.median_stderr) for c in cells if c.loss == "D" and "tanh" in c.truth)

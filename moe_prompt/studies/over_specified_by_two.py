@@ -4,7 +4,7 @@ Claim: as in over-specified: how many prompts are too many changes constants and
 two atoms into two each; the law takes the nearer to the data of both.
 
 Command: moe-prompt study run over-specified-by-two      (--quick for a picture in a few minutes)
-Cost:    2000 fits
+Cost:    1000 fits
 Expect:  slope -0.50 of D, of masses and first moments and of the function, -0.25 of the split error, the constants
          those of the law with two vectors more.
 
@@ -25,5 +25,5 @@ def build() -> OverSpecifiedStudy:
         "with two prompts too many the rates are those of one too many",
         SMOOTH,
         extra=2,
-        replicates=40,
+        replicates=20,
     )

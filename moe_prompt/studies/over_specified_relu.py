@@ -1,11 +1,13 @@
 """One prompt too many for VAPT with relu units: no sigma_2, so what is measured is what there is.
 
-Claim: none of a split. A relu unit has a kink in its parameters, no second derivative in L2 and no sigma_2, and theory
-here is silent on its splits; masses, first moments and the function are expected to be learned at n^-1/2.
+Claim: none of a split. A relu unit has a kink in its parameters, no second derivative in L2 and no sigma_2. What one
+would expect, derived here and not proved: two halves of a unit e apart across its weights w differ from it in the slab
+|w'x| < |e'x|, |e|^{3/2} in L2, so that noise leaves them n^{-1/3} apart; along w the unit scales, the score's exponential
+alone bends, |e|^2 in L2, n^{-1/4}. The slower leads. Masses and first moments and the function are expected at n^-1/2.
 
 Command: moe-prompt study run over-specified-relu      (--quick for a picture in a few minutes)
 Cost:    400 fits
-Expect:  slope -0.50 of masses and first moments and of the function; of D and the split error nothing is predicted.
+Expect:  slope -0.50 of the function; of the others nothing is predicted.
 
 Setting: that of over-specified, one hidden unit, losses up to positive scaling of units; noise 0.02 as in vpt-vs-vapt,
 truths drawn once and none rejected, box [-3, 3], 48 starts and keep = 3. Newton's second derivatives are those on
