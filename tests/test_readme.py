@@ -119,6 +119,18 @@ def test_what_is_said_of_invisible_splits_is_in_the_committed_rows():
     assert sum(low > 0.5 for _, low, _ in spans) == 1 and "one cell alone is sure to be above half" in SIMULATIONS
 
 
+def test_speed_with_one_prompt_too_many_is_that_of_the_committed_lines():
+    lines = [json.loads(line) for line in (RESULTS / "benchmark-over-specified.jsonl").read_text().splitlines()]
+    ratios = {(line["truth"], line["n"], line["stage"]): line["ratio"] for line in lines}
+    polish = [f"{ratios[truth, n, 'polish']:.1f}x" for n in (1000, 10_000) for truth in ("vpt", "vapt")]
+    said = "{} (VPT) and {} (VAPT) at n = 1,000 in batches of 100, {} and {} at 10,000".format(*polish)
+    whole = [f"{ratios[truth, n, 'whole']:.1f}x" for n in (1000, 10_000) for truth in ("vpt", "vapt")]
+    assert said in README and "{}, {}, {} and {}.".format(*whole) in README
+    small = [line for line in lines if line["n"] == 1000]
+    missed = [line[method]["missed"] / (line["fits"] / 3) for line in small for method in ("lm", "trf")]
+    assert f"{min(missed):.0%} to {max(missed):.0%}".replace("% to", "to").replace("%", " %") in README
+
+
 def test_speed_of_a_training_step_is_that_of_the_committed_lines():
     lines = [json.loads(line) for line in (RESULTS / "benchmark-vision.jsonl").read_text().splitlines()]
     steps = {(line["num_prompts"], line["method"]): line for line in lines if "method" in line}
