@@ -131,6 +131,13 @@ def test_speed_with_one_prompt_too_many_is_that_of_the_committed_lines():
     assert f"{100 * min(missed):.0f} to {100 * max(missed):.0f} % at n = 1,000" in README
 
 
+def test_cost_of_all_studies_is_that_of_the_committed_rows():
+    seconds = sum(pd.read_csv(RESULTS / f"{name}.csv").cpu_seconds.sum() for name in studies.NAMES)
+    page = (ROOT / "experiments" / "README.md").read_text()
+    assert f"All of it took {seconds / 60:.0f} CPU minutes" in page
+    assert seconds / 2 < 3 * 3600 and "just under three hours on two cores" in page
+
+
 def test_speed_of_a_training_step_is_that_of_the_committed_lines():
     lines = [json.loads(line) for line in (RESULTS / "benchmark-vision.jsonl").read_text().splitlines()]
     steps = {(line["num_prompts"], line["method"]): line for line in lines if "method" in line}
