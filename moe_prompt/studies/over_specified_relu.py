@@ -2,8 +2,8 @@
 
 Claim: none of a split. A relu unit has a kink in its parameters, no second derivative in L2 and no sigma_2. What one
 would expect, derived here and not proved: two halves of a unit e apart across its weights w differ from it in the slab
-|w'x| < |e'x|, |e|^{3/2} in L2, so that noise leaves them n^{-1/3} apart; along w the unit scales, the score's exponential
-alone bends, |e|^2 in L2, n^{-1/4}. The slower leads. Masses and first moments and the function are expected at n^-1/2.
+|w'x| < |e'x|, |e|^{3/2} in L2, so that noise leaves them n^{-1/3} apart; along w the unit scales and the score's
+exponential alone bends, |e|^2 in L2, n^{-1/4}. The slower leads. The function is expected at n^-1/2.
 
 Command: moe-prompt study run over-specified-relu      (--quick for a picture in a few minutes)
 Cost:    400 fits
