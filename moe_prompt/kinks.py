@@ -9,7 +9,7 @@ convex combination of those on the sides, and the distance from that in standard
 (gradient sampling: Burke, Lewis and Overton, SIAM J. Optim. 15, 2005, section 2), taken at points RADIUS times the
 tolerance away, in standard errors: further than the trust region's last radius, nearer than the next kink. H is the
 Hessian on the fit's side, its eigenvalues taken positive. Where the offset is no minimum's, -H^-1 g for that g is a
-direction of descent across the kink, and the fit goes on along it.
+direction of descent across the kink, and the fit goes on along it if that lowers the objective.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Steps are taken in coordinates in which the valleys of an over-specified fit are
 step that leaves a valley all the same, as the box bends those of families that are not identifiable, goes back to its
 floor before it is judged. A point where the gradient vanishes and H has a negative eigenvalue is left along that
 eigenvector. What a step would push out of the box is held on the boundary; where descent points inwards at the end it
-is released, and not held again before it has left.
+is released, and not held again before it has left. A problem is stuck where no step lowers its objective until the
+radius is nothing beside the tolerance; :mod:`moe_prompt.kinks` asks why.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class TrustRegion:
         return Chart(self.layout, self.theta[k], (self.theta[k].abs() < self.box).all(1))
 
     def unit(self, k: Tensor) -> Tensor:
-        """sqrt(p s^2): the length of an offset of one standard error in coordinates scaled by H."""
+        """sqrt(p s^2): an offset of one standard error, as a length |H^1/2 step|; |D step| along the stiff directions."""
         p = self.theta.shape[1]
         return (2 * p * self.objective[k] / max(1, self.problem.observations - p)).sqrt()
 
