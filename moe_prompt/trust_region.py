@@ -73,7 +73,7 @@ class TrustRegion:
         return Chart(self.layout, self.theta[k], (self.theta[k].abs() < self.box).all(1))
 
     def unit(self, k: Tensor) -> Tensor:
-        """sqrt(p s^2): an offset of one standard error, as a length |H^1/2 step|; |D step| along the stiff directions."""
+        """sqrt(p s^2): the length |H^1/2 step| of an offset of one standard error; |D step| in stiff directions."""
         p = self.theta.shape[1]
         return (2 * p * self.objective[k] / max(1, self.problem.observations - p)).sqrt()
 
