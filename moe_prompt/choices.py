@@ -23,11 +23,11 @@ from torch.func import jacrev
 
 from moe_prompt import judging
 from moe_prompt.asymptotics import CellLimits, loss_constant
+from moe_prompt.attention.gates import TopKGate
+from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import require
 from moe_prompt.fits import FitResult
-from moe_prompt.gates import TopKGate
 from moe_prompt.identifiability import information
-from moe_prompt.prompts import ConstantPrompt
 from moe_prompt.rates import RateStudy
 from moe_prompt.regression import Dataset, Population, RegressionModel
 from moe_prompt.study import DATA, STARTS, Quantity

@@ -202,7 +202,7 @@ def view(
     json_: Json = False,
 ) -> None:
     """A picture through a multi-head block: gates, experts, and how much the prompts listen to the input."""
-    from moe_prompt.view import view_picture
+    from moe_prompt.attention.view import view_picture
 
     require(not (random_head and weights), "--random-head and --weights exclude each other: give one of them.")
     report = view_picture(

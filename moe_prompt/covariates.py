@@ -24,8 +24,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from moe_prompt.attention.pictures import read_picture
 from moe_prompt.errors import require
-from moe_prompt.pictures import read_picture
 from moe_prompt.quadrature import normal_rule, uniform_rule
 
 Points = Float[Tensor, "n dim"]

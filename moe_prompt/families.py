@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 
-from moe_prompt.prompts import (
+from moe_prompt.attention.prompts import (
     ConstantPrompt,
     FlatAdaptivePrompt,
     LinearGateExpert,

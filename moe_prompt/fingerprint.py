@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from moe_prompt.activations import Activation
+from moe_prompt.attention.activations import Activation
 from moe_prompt.errors import require
 
 

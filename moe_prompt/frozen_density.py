@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_prompt.activations import Activation, activation
+from moe_prompt.attention.activations import Activation, activation
 from moe_prompt.errors import choose, require
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -23,8 +23,8 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from moe_prompt.attention.gates import ExponentialGate, Gate, SigmoidGate, TopKGate
 from moe_prompt.errors import InputError, require
-from moe_prompt.gates import ExponentialGate, Gate, SigmoidGate, TopKGate
 
 G = TypeVar("G", bound=Gate)
 
@@ -160,7 +160,7 @@ class SigmoidMixing(Mixing[SigmoidGate]):
 
 
 MIXINGS: dict[type[Gate], type[Mixing]] = {SigmoidGate: SigmoidMixing, TopKGate: TopKMixing}
-"""Beside these, a regression model takes every :class:`~moe_prompt.gates.ExponentialGate`."""
+"""Beside these, a regression model takes every :class:`~moe_prompt.attention.gates.ExponentialGate`."""
 
 
 def mixing(gate: Gate) -> Mixing:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_prompt.activations import Activation, activation
+from moe_prompt.attention.activations import Activation, activation
 from moe_prompt.errors import require
 from moe_prompt.frozen_density import HALF_LOG_2PI, FrozenDensity
 from moe_prompt.measures import MixingMeasure

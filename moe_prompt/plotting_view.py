@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy import ndarray
 
-from moe_prompt.view import ViewReport
+from moe_prompt.attention.view import ViewReport
 
 _QUERY_COLOURS = ("#e41a1c", "#ff9f1c", "#22d3ee")
 _KIND_COLOURS = {"vpt": "#7f7f7f", "vapt": "#0072b2"}

@@ -22,14 +22,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_prompt.attention import AttentionHeadMoE
+from moe_prompt.attention.gates import Gate, SoftmaxGate
+from moe_prompt.attention.heads import AttentionHeadMoE
+from moe_prompt.attention.prompts import PromptExpert
 from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
 from moe_prompt.families import Covariate, Family, Parameters, family
-from moe_prompt.gates import Gate, SoftmaxGate
 from moe_prompt.measures import MixingMeasure
 from moe_prompt.mixing import Mixing, mixing
-from moe_prompt.prompts import PromptExpert
 from moe_prompt.symmetries import HiddenUnits, NoSymmetry, Symmetry
 
 IN_CACHE = 4096  # samples

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_prompt.activations import Activation
 from moe_prompt.alignment import Symmetry, assign
+from moe_prompt.attention.activations import Activation
 from moe_prompt.errors import require
 from moe_prompt.measures import MixingMeasure
 

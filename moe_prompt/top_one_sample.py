@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from moe_prompt.attention.gates import SoftmaxGate, TopKGate
+from moe_prompt.attention.prompts import ConstantPrompt, PrefixPrompt
 from moe_prompt.errors import require
 from moe_prompt.families import family
-from moe_prompt.gates import SoftmaxGate, TopKGate
-from moe_prompt.prompts import ConstantPrompt, PrefixPrompt
 from moe_prompt.regression import Prepared, RegressionModel
 
 

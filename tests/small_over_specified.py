@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
+from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, PrefixPrompt
 from moe_prompt.covariates import Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
 from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.over_specified import OverSpecifiedStudy
-from moe_prompt.prompts import ConstantPrompt, FlatAdaptivePrompt, PrefixPrompt
 from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 
 DIM, OUTPUTS, NODES, NOISE = 2, 3, 11**2, 0.05

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, PrefixPrompt
 from moe_prompt.charts import LEAST, MOST, TRADE, Chart, Layout
-from moe_prompt.prompts import ConstantPrompt, FlatAdaptivePrompt, PrefixPrompt
 from moe_prompt.regression import FrozenExperts, RegressionModel
 
 ATOMS, DIM, PROBLEMS = 3, 5, 7

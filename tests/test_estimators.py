@@ -9,12 +9,8 @@ import pytest
 import torch
 from scipy.optimize import least_squares, root
 
-from moe_prompt.covariates import EvenGrid, Uniform
-from moe_prompt.errors import InputError
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.fits import FitResult
-from moe_prompt.gates import NonlinearResidualGate, SoftmaxGate
-from moe_prompt.prompts import (
+from moe_prompt.attention.gates import NonlinearResidualGate, SoftmaxGate
+from moe_prompt.attention.prompts import (
     ConstantPrompt,
     FlatAdaptivePrompt,
     LinearGateExpert,
@@ -22,6 +18,10 @@ from moe_prompt.prompts import (
     PromptTokens,
     ReparameterizedPrefix,
 )
+from moe_prompt.covariates import EvenGrid, Uniform
+from moe_prompt.errors import InputError
+from moe_prompt.estimators import LeastSquares
+from moe_prompt.fits import FitResult
 from moe_prompt.regression import Dataset, FrozenExperts, Population, RegressionModel
 from moe_prompt.secant import SecantTerm
 

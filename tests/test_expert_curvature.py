@@ -8,11 +8,8 @@ import torch
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
-from moe_prompt.activations import ACTIVATIONS
-from moe_prompt.expert_curvature import CLOSED_FORM, _by_autograd, curvature
-from moe_prompt.families import CLOSED_FORM as FAMILIES
-from moe_prompt.families import AutogradFamily, Covariate, Family, family
-from moe_prompt.prompts import (
+from moe_prompt.attention.activations import ACTIVATIONS
+from moe_prompt.attention.prompts import (
     ConstantPrompt,
     FlatAdaptivePrompt,
     LinearGateExpert,
@@ -21,6 +18,9 @@ from moe_prompt.prompts import (
     PromptTokens,
     ReparameterizedPrefix,
 )
+from moe_prompt.expert_curvature import CLOSED_FORM, _by_autograd, curvature
+from moe_prompt.families import CLOSED_FORM as FAMILIES
+from moe_prompt.families import AutogradFamily, Covariate, Family, family
 
 PROBLEMS, DIM, OUTPUTS, SAMPLES, RANK = 2, 3, 5, 17, 7
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from moe_prompt import prompts as experts
+from moe_prompt.attention import prompts as experts
+from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate
+from moe_prompt.attention.prompts import PromptExpert, PromptTokens
 from moe_prompt.families import AutogradFamily, ConstantFamily, family
-from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate
-from moe_prompt.prompts import PromptExpert, PromptTokens
 from moe_prompt.regression import FrozenExperts, Mixture, RegressionModel
 
 RANK, ATOMS, DIM, OUTPUTS, TOKENS, SAMPLES, VALUE, INPUTS, FROZEN = 2, 3, 5, 7, 11, 13, 17, 19, 23

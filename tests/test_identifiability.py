@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.identifiability import (
@@ -18,7 +19,6 @@ from moe_prompt.identifiability import (
     triangular,
 )
 from moe_prompt.limits import describe
-from moe_prompt.prompts import ConstantPrompt
 from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.zoo import EXPERTS, FAMILIES, Recipe, select
 

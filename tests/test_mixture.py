@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch.autograd.functional import hessian, jacobian
 
-from moe_prompt.activations import activation
+from moe_prompt.attention.activations import activation
 from moe_prompt.covariates import EvenGrid, Gaussian, Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.frozen_density import FrozenDensity

@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt.attention import AttentionHeadMoE
-from moe_prompt.covariates import Gaussian, Uniform
-from moe_prompt.errors import InputError
-from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
-from moe_prompt.measures import MixingMeasure
-from moe_prompt.prompts import (
+from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
+from moe_prompt.attention.heads import AttentionHeadMoE
+from moe_prompt.attention.prompts import (
     AdaptivePrompt,
     ConstantPrompt,
     FeatureProjector,
@@ -21,6 +18,9 @@ from moe_prompt.prompts import (
     PromptExpert,
     ReparameterizedPrefix,
 )
+from moe_prompt.covariates import Gaussian, Uniform
+from moe_prompt.errors import InputError
+from moe_prompt.measures import MixingMeasure
 from moe_prompt.regression import Dataset, FrozenExperts, Population, RegressionModel
 
 RANK, ATOMS, DIM, VALUE, SAMPLES, KEY = 2, 3, 5, 7, 11, 13

@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from moe_prompt import second_order as module
-from moe_prompt.activations import ACTIVATIONS, Activation
-from moe_prompt.errors import InputError
-from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
-from moe_prompt.normal_equations import Problem
-from moe_prompt.prompts import (
+from moe_prompt.attention.activations import ACTIVATIONS, Activation
+from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
+from moe_prompt.attention.prompts import (
     AdaptivePrompt,
     ConstantPrompt,
     FeatureProjector,
@@ -21,6 +19,8 @@ from moe_prompt.prompts import (
     PromptExpert,
     PromptTokens,
 )
+from moe_prompt.errors import InputError
+from moe_prompt.normal_equations import Problem
 from moe_prompt.regression import FrozenExperts, RegressionModel
 from moe_prompt.second_order import atom_places, second_order
 from moe_prompt.zoo import FAMILIES

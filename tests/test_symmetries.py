@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt.activations import ACTIVATIONS
 from moe_prompt.alignment import ENUMERATED
+from moe_prompt.attention.activations import ACTIVATIONS
 from moe_prompt.errors import InputError
 from moe_prompt.measures import MixingMeasure
 from moe_prompt.symmetries import HiddenUnits, NoSymmetry

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_prompt.prompts import AdaptivePrompt, ConstantPrompt
+from moe_prompt.attention.prompts import AdaptivePrompt, ConstantPrompt
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.prompting import DropoutPrompt
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from moe_prompt.attention.gates import SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.estimators import LeastSquares
-from moe_prompt.gates import SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.initializers import Random
 from moe_prompt.rates import RateStudy
 from moe_prompt.studies.over_specified_settings import BOX, FROZEN, NOISE, SIZES, truth

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from moe_prompt.attention.gates import TopKGate
 from moe_prompt.choices import ChoiceStudy
-from moe_prompt.gates import TopKGate
 from moe_prompt.initializers import Random
 from moe_prompt.studies.over_specified_settings import BOX, SIZES, truth
 from moe_prompt.top_one import TopOneLeastSquares

@@ -13,13 +13,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from moe_prompt.covariates import Uniform
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.gates import Gate, NonlinearResidualGate, SoftmaxGate
-from moe_prompt.initializers import Random
-from moe_prompt.newton import NewtonLeastSquares
-from moe_prompt.over_specified import OverSpecifiedStudy
-from moe_prompt.prompts import (
+from moe_prompt.attention.gates import Gate, NonlinearResidualGate, SoftmaxGate
+from moe_prompt.attention.prompts import (
     ConstantPrompt,
     FlatAdaptivePrompt,
     LinearGateExpert,
@@ -27,6 +22,11 @@ from moe_prompt.prompts import (
     PromptExpert,
     ReparameterizedPrefix,
 )
+from moe_prompt.covariates import Uniform
+from moe_prompt.estimators import LeastSquares
+from moe_prompt.initializers import Random
+from moe_prompt.newton import NewtonLeastSquares
+from moe_prompt.over_specified import OverSpecifiedStudy
 from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.split_starts import SplitLeastSquares
 

@@ -24,10 +24,10 @@ import math
 import numpy as np
 import torch
 
+from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.covariates import Covariates, Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
-from moe_prompt.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.rates import RateStudy
 from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 

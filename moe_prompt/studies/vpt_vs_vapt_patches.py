@@ -21,11 +21,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from moe_prompt.attention import AttentionHeadMoE
+from moe_prompt.attention.heads import AttentionHeadMoE
+from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.covariates import ImagePatches
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
-from moe_prompt.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.rates import RateStudy
 from moe_prompt.regression import RegressionModel
 from moe_prompt.studies.vpt_vs_vapt import SIZES, generic_truth

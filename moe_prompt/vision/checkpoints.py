@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moe_prompt.attention.tensor_files import checked
 from moe_prompt.errors import InputError, require
-from moe_prompt.tensor_files import checked
 from moe_prompt.vision.backbones import BACKBONES, NamedBackbone, PublishedFile, fetch_backbone, locate, md5_of
 from moe_prompt.vision.formats import Encoder, encoder_of
 from moe_prompt.vision.formats_files import read_checkpoint, weights_in

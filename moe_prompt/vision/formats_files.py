@@ -25,8 +25,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import InputError, require
-from moe_prompt.tensor_files import TensorFile
 from moe_prompt.vision.formats_base import StoredTensors
 from moe_prompt.vision.onnx_weights import read_onnx
 

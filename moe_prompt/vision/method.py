@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from torch import Generator
 
+from moe_prompt.attention.prompts import PromptExpert
 from moe_prompt.errors import require
-from moe_prompt.prompts import PromptExpert
 from moe_prompt.vision.prompting import DeepPrompts, Prompting
 from moe_prompt.vision.vit import VisionTransformer
 from moe_prompt.vision.vit_config import ViTConfig
@@ -61,7 +61,7 @@ class DeepMethod(Method):
 class DeepExperts(DeepMethod):
     """A prompt expert of the user's own in every block: `make(config)` builds one.
 
-    >>> from moe_prompt.prompts import ConstantPrompt
+    >>> from moe_prompt.attention.prompts import ConstantPrompt
     >>> method = DeepExperts(lambda config: ConstantPrompt(5, config.dim))
     >>> sorted(method.prompting(ViTConfig(depth=2)).experts)
     ['0', '1']

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from moe_prompt.attention.tensor_files import ends_with
 from moe_prompt.errors import choose
-from moe_prompt.tensor_files import ends_with
 
 DecayRule = Callable[[str, nn.Parameter], bool]
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import require
-from moe_prompt.tensor_files import TensorFile
 from moe_prompt.vision.checkpoints import LoadReport, load_backbone
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.lazy_pictures import Pictures

@@ -1,4 +1,4 @@
-r"""Prompt methods: which prompt expert of :mod:`moe_prompt.prompts` each block of a ViT gets.
+r"""Prompt methods: which prompt expert of :mod:`moe_prompt.attention.prompts` each block of a ViT gets.
 
 | method       | expert of a block                                      | gate    | learned, without head           |
 |--------------|--------------------------------------------------------|---------|---------------------------------|
@@ -20,9 +20,9 @@ from typing import cast
 import torch
 from torch import Generator, nn
 
+from moe_prompt.attention.gates import NonlinearResidualGate
+from moe_prompt.attention.prompts import AdaptivePrompt, ConstantPrompt, FeatureProjector, PrefixPrompt, PromptExpert
 from moe_prompt.errors import require
-from moe_prompt.gates import NonlinearResidualGate
-from moe_prompt.prompts import AdaptivePrompt, ConstantPrompt, FeatureProjector, PrefixPrompt, PromptExpert
 from moe_prompt.vision.method import DeepMethod, Method, check_positive, check_rate
 from moe_prompt.vision.prompting import CarriedPrompts, DeepPrompts, DropoutPrompt, Prompting
 from moe_prompt.vision.vit_config import ViTConfig

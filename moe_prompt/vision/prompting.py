@@ -24,9 +24,9 @@ from typing import NamedTuple, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moe_prompt.attention.gates import Gate
+from moe_prompt.attention.prompts import PromptExpert, PromptTokens
 from moe_prompt.errors import require
-from moe_prompt.gates import Gate
-from moe_prompt.prompts import PromptExpert, PromptTokens
 
 Tokens = Float[Tensor, "_ _ _"]
 

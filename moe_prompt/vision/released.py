@@ -18,8 +18,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from moe_prompt.attention.tensor_files import checked
 from moe_prompt.errors import require
-from moe_prompt.tensor_files import checked
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.prompt_methods import VAPT
 from moe_prompt.vision.vit import VisionTransformer

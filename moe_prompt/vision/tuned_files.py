@@ -11,8 +11,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import InputError, require
-from moe_prompt.tensor_files import TensorFile
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import METHODS, method_named

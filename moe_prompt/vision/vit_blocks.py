@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_prompt.gates import SoftmaxGate
-from moe_prompt.prompts import PromptTokens
+from moe_prompt.attention.gates import SoftmaxGate
+from moe_prompt.attention.prompts import PromptTokens
 from moe_prompt.vision.prompting import BlockPrompts, mixed, once
 from moe_prompt.vision.vit_config import ViTConfig
 

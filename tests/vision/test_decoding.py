@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 from torch._utils import ExceptionWrapper
 
-from moe_prompt.pictures import read_picture
+from moe_prompt.attention.pictures import read_picture
 from moe_prompt.vision import decoding
 from moe_prompt.vision.decoding import PictureError, decode
 from tests.vision.planted_tasks import pixels, save

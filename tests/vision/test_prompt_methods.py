@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from moe_prompt.attention.prompts import AdaptivePrompt, FeatureProjector
 from moe_prompt.errors import InputError
-from moe_prompt.prompts import AdaptivePrompt, FeatureProjector
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.methods import METHODS, method_named
 from moe_prompt.vision.prompt_methods import VAPT, NoRGa, Prefix, VPTDeep, VPTShallow

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from experiments.benchmarks.prompts_as_tokens import PromptsAsTokens
-from moe_prompt.attention import AttentionHeadMoE
+from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
+from moe_prompt.attention.heads import AttentionHeadMoE
+from moe_prompt.attention.prompts import ConstantPrompt, PrefixPrompt, PromptExpert, PromptTokens
 from moe_prompt.errors import InputError
-from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
-from moe_prompt.prompts import ConstantPrompt, PrefixPrompt, PromptExpert, PromptTokens
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.method import DeepExperts
 from moe_prompt.vision.prompt_methods import VAPT, VPTDeep

@@ -211,7 +211,7 @@ def test_frozen_prompts_of_a_file_have_features_of_their_own(tmp_path):
     """Nothing but the head learns, as in a linear probe, but it sees other features."""
     path = tmp_path / "frozen.py"
     path.write_text(
-        "from moe_prompt.prompts import ConstantPrompt\n\n\n"
+        "from moe_prompt.attention.prompts import ConstantPrompt\n\n\n"
         "def prompt(config):\n    return ConstantPrompt(5, config.dim, bound=3.0).requires_grad_(False)\n"
     )
     problem, recipe = small_problem(tmp_path / "task"), small_recipe()

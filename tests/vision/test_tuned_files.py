@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from moe_prompt.attention.prompts import AdaptivePrompt
 from moe_prompt.errors import InputError
-from moe_prompt.prompts import AdaptivePrompt
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.method import DeepExperts
 from moe_prompt.vision.methods import METHODS, method_named

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moe_prompt.blocks import find_block
+from moe_prompt.attention.block_weights import find_block
+from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import InputError
-from moe_prompt.tensor_files import TensorFile
 
 DIM = 5
 

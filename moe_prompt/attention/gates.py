@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_prompt.activations import Activation, activation
+from moe_prompt.attention.activations import Activation, activation
 from moe_prompt.errors import require
 
 Scores = Float[Tensor, "*batch queries experts"]

@@ -26,12 +26,12 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Generator, Tensor
 
-from moe_prompt.attention import MultiHeadAttentionMoE
-from moe_prompt.blocks import AttentionWeights, Block, find_block
+from moe_prompt.attention.block_weights import AttentionWeights, Block, find_block
+from moe_prompt.attention.heads import MultiHeadAttentionMoE
+from moe_prompt.attention.pictures import Box, PatchEmbedding, find_embedding, pixels, read_picture, shifted_boxes
+from moe_prompt.attention.prompts import AdaptivePrompt, ConstantPrompt, FeatureProjector, PromptExpert
+from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import InputError, choose, require
-from moe_prompt.pictures import Box, PatchEmbedding, find_embedding, pixels, read_picture, shifted_boxes
-from moe_prompt.prompts import AdaptivePrompt, ConstantPrompt, FeatureProjector, PromptExpert
-from moe_prompt.tensor_files import TensorFile
 
 SHIFTED_VIEWS = 16
 _FEATURE_RANK = 8

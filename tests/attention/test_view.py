@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from moe_prompt.attention.view import view_picture
 from moe_prompt.errors import InputError
-from moe_prompt.view import view_picture
 
 PHOTO = Path(str(files("sklearn.datasets") / "images" / "china.jpg"))
 SIZES = {"grid": (3, 5), "dim": 14, "heads": 2, "num_prompts": 7}

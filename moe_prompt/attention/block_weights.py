@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from moe_prompt.attention.tensor_files import bias_of, checked, ends_with
 from moe_prompt.errors import InputError, require
-from moe_prompt.tensor_files import bias_of, checked, ends_with
 
 _PACKED = ("qkv.weight", "in_proj_weight")
 _SEPARATE = {"query.weight": ("key.weight", "value.weight"), "q_proj.weight": ("k_proj.weight", "v_proj.weight")}

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Generator, Tensor, nn
 
+from moe_prompt.attention.tensor_files import bias_of, checked, ends_with
 from moe_prompt.errors import InputError, require
-from moe_prompt.tensor_files import bias_of, checked, ends_with
 
 _PATCHES = ("patch_embed.proj.weight", "patch_embeddings.projection.weight", "conv_proj.weight")
 _POSITIONS = ("pos_embed", "position_embeddings", "pos_embedding")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from moe_prompt.attention.pictures import PatchEmbedding, find_embedding, pixels, read_picture, shifted_boxes
 from moe_prompt.errors import InputError
-from moe_prompt.pictures import PatchEmbedding, find_embedding, pixels, read_picture, shifted_boxes
 
 WIDTH, HEIGHT = 7, 5
 

@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 
-from moe_prompt.activations import ACTIVATIONS
+from moe_prompt.attention.activations import ACTIVATIONS
+from moe_prompt.attention.gates import (
+    ExponentialGate,
+    NonlinearResidualGate,
+    SigmoidGate,
+    SoftmaxGate,
+    TopKGate,
+    ZeroInitGate,
+)
 from moe_prompt.errors import InputError
-from moe_prompt.gates import ExponentialGate, NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
 
 BATCH, QUERIES, PRETRAINED, PROMPTS = 2, 3, 5, 7
 GATES = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from moe_prompt import prompts as experts
-from moe_prompt.attention import AttentionHeadMoE, MultiHeadAttentionMoE
+from moe_prompt.attention import prompts as experts
+from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
+from moe_prompt.attention.heads import AttentionHeadMoE, MultiHeadAttentionMoE
 from moe_prompt.errors import InputError
-from moe_prompt.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
 
 BATCH, KEY, VALUE, TOKENS, DIM, PROMPTS = 2, 3, 5, 7, 11, 13
 GRID = (2, 3)  # the patch tokens, after one class token

@@ -25,11 +25,11 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from moe_prompt.blocks import AttentionWeights, find_block
+from moe_prompt.attention.block_weights import AttentionWeights, find_block
+from moe_prompt.attention.gates import Gate, SoftmaxGate
+from moe_prompt.attention.head_row import RowMixture, row_mixture
+from moe_prompt.attention.prompts import PromptExpert, PromptTokens
 from moe_prompt.errors import InputError, require
-from moe_prompt.gates import Gate, SoftmaxGate
-from moe_prompt.prompts import PromptExpert, PromptTokens
-from moe_prompt.rows import RowMixture, row_mixture
 
 EVERY_TOKEN = slice(None)
 
@@ -66,7 +66,7 @@ class AttentionHeadMoE(nn.Module):
         w_q, w_k: (dim, d_k); `w_v`: (dim, d_v). They act as x @ w and are buffers: what the head can learn, its
             `parameters()`, is the prompt and the gate.
         prompt: the prompt experts, evaluated on tokens[..., prompt_tokens, :]. None: the pre-trained head.
-        gate: scores to weights; None: :class:`~moe_prompt.gates.SoftmaxGate`.
+        gate: scores to weights; None: :class:`~moe_prompt.attention.gates.SoftmaxGate`.
         b_q, b_k, b_v: biases (d_k,), (d_k,), (d_v,). None: zero. With them, experts are affine.
         prompt_tokens: which tokens the prompt expert sees, slice(1, None) hides a class token from VAPT.
 
@@ -155,7 +155,7 @@ class AttentionHeadMoE(nn.Module):
         return HeadScores(scores[..., :pretrained], scores[..., pretrained:])
 
     def row_mixture(self, row: int, num_tokens: int) -> RowMixture:
-        """Row `row` as a regression model on x = vec(X), see :func:`~moe_prompt.rows.row_mixture`.
+        """Row `row` as a regression model on x = vec(X), see :func:`~moe_prompt.attention.head_row.row_mixture`.
 
         Raises:
             InputError: a row out of range, too many tokens, or biases, whose linear terms this form has no place for.
@@ -231,7 +231,7 @@ class MultiHeadAttentionMoE(nn.Module):
         prompt_tokens: slice = EVERY_TOKEN,
         source: str = "the tensors",
     ) -> MultiHeadAttentionMoE:
-        """A layer from a block's named tensors, see :func:`~moe_prompt.blocks.find_block`.
+        """A layer from a block's named tensors, see :func:`~moe_prompt.attention.block_weights.find_block`.
 
         `heads` is not among the tensors; None takes the ViT convention of 64 columns a head. `source` is what errors
         call the tensors: a file's name.

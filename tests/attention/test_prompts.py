@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from moe_prompt.errors import InputError
-from moe_prompt.prompts import (
+from moe_prompt.attention.prompts import (
     AdaptivePrompt,
     ConstantPrompt,
     FeatureProjector,
@@ -19,6 +18,7 @@ from moe_prompt.prompts import (
     PromptTokens,
     ReparameterizedPrefix,
 )
+from moe_prompt.errors import InputError
 
 BATCH, RANK, DIM, PROMPTS = 2, 3, 5, 7
 GRIDS = [((3, 4), 1), ((3, 4), 2), ((3, 4), 3), ((5, 2), 2), ((1, 6), 1)]

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from moe_prompt.activations import Activation, activation
+from moe_prompt.attention.activations import Activation, activation
 from moe_prompt.errors import require
 
 Tokens = Float[Tensor, "*batch tokens dim"]

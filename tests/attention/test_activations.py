@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moe_prompt.activations import ACTIVATIONS, Activation, activation
+from moe_prompt.attention.activations import ACTIVATIONS, Activation, activation
 from moe_prompt.errors import InputError
 
 Z = torch.cat([torch.linspace(-6, 6, 101, dtype=torch.float64) + 0.003, torch.tensor([-40.0, 40.0]).double()])
