@@ -17,7 +17,7 @@ from torch import Tensor
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.identifiability import cramer_rao, information, node_blocks
 from moe_prompt.initializers import Random
-from moe_prompt.losses import VoronoiLoss
+from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.regression import Dataset, Population, RegressionModel
 
 SMALL = 1e-6  # size of the errors at which the loss is linear to rounding

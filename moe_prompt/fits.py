@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from moe_prompt.measures import MixingMeasure
+from moe_prompt.measures.mixing_measure import MixingMeasure
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_prompt.asymptotics import CellLimits
 from moe_prompt.fits import FitResult
-from moe_prompt.losses import VoronoiLoss
+from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.regression import Dataset, Population, RegressionModel
 
 FITTED = ("objective", "converged", "at_boundary", "steps", "gradient_norm", "offset")

@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from moe_prompt.alignment import Symmetry
 from moe_prompt.attention.prompts import FlatAdaptivePrompt, PrefixPrompt
 from moe_prompt.covariates import Covariates
 from moe_prompt.curvature import SplitIndex, sigma_2
@@ -35,6 +34,7 @@ from moe_prompt.identifiability import (
     token_rank,
     token_vector,
 )
+from moe_prompt.measures.alignment import Symmetry
 from moe_prompt.mixing import TopKMixing
 from moe_prompt.regression import RegressionModel
 from moe_prompt.splits import split_distance

@@ -23,7 +23,7 @@ from torch import Tensor
 from moe_prompt.attention.activations import Activation, activation
 from moe_prompt.errors import require
 from moe_prompt.frozen_density import HALF_LOG_2PI, FrozenDensity
-from moe_prompt.measures import MixingMeasure
+from moe_prompt.measures.mixing_measure import MixingMeasure
 
 
 class GatedMixture(ABC):

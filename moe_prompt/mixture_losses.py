@@ -13,8 +13,8 @@ from torch import Tensor
 
 from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
-from moe_prompt.losses import Loss
-from moe_prompt.measures import MixingMeasure, require_same_parameters
+from moe_prompt.measures.losses import Loss
+from moe_prompt.measures.mixing_measure import MixingMeasure, require_same_parameters
 from moe_prompt.mixture import GaussianMoE
 
 POWERS = torch.tensor([0, 1, 4, 6, 7])

@@ -18,7 +18,7 @@ from moe_prompt import judging
 from moe_prompt.errors import require
 from moe_prompt.fits import Estimator
 from moe_prompt.initializers import Initializer, Random
-from moe_prompt.losses import VoronoiLoss, first_moment_error, split_error
+from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
 from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.regression import Population
 from moe_prompt.split_law import SplitLaw, split_law

@@ -28,9 +28,9 @@ from moe_prompt.attention.prompts import PromptExpert
 from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
 from moe_prompt.families import Covariate, Family, Parameters, family
-from moe_prompt.measures import MixingMeasure
+from moe_prompt.measures.mixing_measure import MixingMeasure
+from moe_prompt.measures.symmetries import HiddenUnits, NoSymmetry, Symmetry
 from moe_prompt.mixing import Mixing, mixing
-from moe_prompt.symmetries import HiddenUnits, NoSymmetry, Symmetry
 
 IN_CACHE = 4096  # samples
 

@@ -42,8 +42,8 @@ from torch import Tensor
 from moe_prompt.errors import choose, require
 from moe_prompt.identifiability import Nodes
 from moe_prompt.limits import as_prefix
-from moe_prompt.losses import VoronoiLoss, split_error
-from moe_prompt.measures import MixingMeasure
+from moe_prompt.measures.losses import VoronoiLoss, split_error
+from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.mixing import exponential
 from moe_prompt.regression import RegressionModel
 

@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_prompt.alignment import Symmetry
 from moe_prompt.attention.activations import activation as named_activation
 from moe_prompt.attention.gates import NonlinearResidualGate, SoftmaxGate
 from moe_prompt.attention.prompts import (
@@ -32,8 +31,9 @@ from moe_prompt.attention.prompts import (
 from moe_prompt.covariates import Covariates, Uniform
 from moe_prompt.errors import choose, require
 from moe_prompt.limits import FamilyReport, describe
+from moe_prompt.measures.alignment import Symmetry
+from moe_prompt.measures.symmetries import HiddenUnits
 from moe_prompt.regression import FrozenExperts, RegressionModel
-from moe_prompt.symmetries import HiddenUnits
 
 
 class Setting(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_prompt.fits import FitResult, best_of, distinct_best
-from moe_prompt.measures import MixingMeasure
+from moe_prompt.measures.mixing_measure import MixingMeasure
 
 STARTS = 5
 NAN, INF = math.nan, math.inf

@@ -17,7 +17,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.expectation_maximization import ExpectationMaximization
 from moe_prompt.frozen_density import FrozenDensity
 from moe_prompt.likelihood import Contender, Fixed, LikelihoodStudy, Truth
-from moe_prompt.measures import MixingMeasure
+from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.mixture import ContaminatedMoE, GaussianMoE
 from moe_prompt.mixture_bounds import bound_at, information, power_law
 from moe_prompt.mixture_judging import ContaminatedJudge, SoftmaxGaussianJudge

@@ -2,7 +2,7 @@
 
 A hidden unit ``w2 * act(w1 . x)`` can be rewritten without changing the function when ``act`` is odd (flip both
 signs), positively homogeneous (scale one weight by c > 0, the other by 1/c) or linear (any invertible mixing of the
-units). These three flags decide which prompt experts can be told apart: see :mod:`moe_prompt.symmetries`.
+units). These three flags decide which prompt experts can be told apart: see :mod:`moe_prompt.measures.symmetries`.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt.alignment import ENUMERATED
 from moe_prompt.attention.activations import ACTIVATIONS
 from moe_prompt.errors import InputError
-from moe_prompt.losses import (
+from moe_prompt.measures.alignment import ENUMERATED
+from moe_prompt.measures.losses import (
     ExcessRisk,
     FunctionDistance,
     VoronoiLoss,
@@ -17,8 +17,8 @@ from moe_prompt.losses import (
     split_error,
     voronoi_cells,
 )
-from moe_prompt.measures import MixingMeasure
-from moe_prompt.symmetries import HiddenUnits, NoSymmetry, Symmetry
+from moe_prompt.measures.mixing_measure import MixingMeasure
+from moe_prompt.measures.symmetries import HiddenUnits, NoSymmetry, Symmetry
 
 
 def points(weights: list[float], atoms: list[list[float]]) -> MixingMeasure:
@@ -189,7 +189,7 @@ def test_batches_of_any_shape_and_an_unbatched_truth(monkeypatch):
     square = estimated.map(lambda t: t.reshape(2, 3, *t.shape[1:]))
     assert loss(square, true).flatten().equal(whole)
     assert loss(estimated.select(4), true).equal(whole[4]) and loss(estimated.select(4), true).shape == ()
-    monkeypatch.setattr("moe_prompt.alignment._BLOCK", 1)
+    monkeypatch.setattr("moe_prompt.measures.alignment._BLOCK", 1)
     assert loss(estimated, true).equal(whole)
     assert loss(estimated.select(slice(0, 0)), true).shape == (0,)
 

@@ -1,7 +1,7 @@
 r"""Alignment: the member of an estimate's symmetry class that lies nearest to the truth.
 
 A symmetry changes the parameters of a family and leaves every function of it as it is; the groups themselves are in
-:mod:`moe_prompt.symmetries`. Each has a continuous part, which :meth:`Symmetry.canonical` removes by a choice of
+:mod:`moe_prompt.measures.symmetries`. Each has a continuous part, which :meth:`Symmetry.canonical` removes by a choice of
 coordinates, and a finite part, over which alignment and losses take the minimum. Relabelling the atoms is no symmetry
 here: a mixing measure does not see it.
 """
@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.measures import MixingMeasure, require_same_parameters, squared_distances, voronoi_cells
+from moe_prompt.measures.mixing_measure import MixingMeasure, require_same_parameters, squared_distances, voronoi_cells
 
 ENUMERATED = 5000
 """Finite groups of up to this many elements are searched exhaustively."""

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_prompt.alignment import ENUMERATED, blocks
 from moe_prompt.errors import require
-from moe_prompt.measures import (
+from moe_prompt.measures.alignment import ENUMERATED, blocks
+from moe_prompt.measures.mixing_measure import (
     MixingMeasure,
     differences,
     nearest_atoms,
@@ -29,7 +29,7 @@ from moe_prompt.measures import (
     squared_distances,
     voronoi_cells,
 )
-from moe_prompt.symmetries import NoSymmetry, Symmetry
+from moe_prompt.measures.symmetries import NoSymmetry, Symmetry
 
 __all__ = [
     "ExcessRisk",

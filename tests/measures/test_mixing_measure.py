@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.measures import MixingMeasure, require_same_parameters, voronoi_cells
+from moe_prompt.measures.mixing_measure import MixingMeasure, require_same_parameters, voronoi_cells
 
 
 def draw(rng: np.random.Generator, batch: tuple[int, ...], atoms: int) -> MixingMeasure:

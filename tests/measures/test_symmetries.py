@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt.alignment import ENUMERATED
 from moe_prompt.attention.activations import ACTIVATIONS
 from moe_prompt.errors import InputError
-from moe_prompt.measures import MixingMeasure
-from moe_prompt.symmetries import HiddenUnits, NoSymmetry
+from moe_prompt.measures.alignment import ENUMERATED
+from moe_prompt.measures.mixing_measure import MixingMeasure
+from moe_prompt.measures.symmetries import HiddenUnits, NoSymmetry
 
 D_IN, D_OUT = 5, 7
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_prompt.alignment import Symmetry, assign
 from moe_prompt.attention.activations import Activation
 from moe_prompt.errors import require
-from moe_prompt.measures import MixingMeasure
+from moe_prompt.measures.alignment import Symmetry, assign
+from moe_prompt.measures.mixing_measure import MixingMeasure
 
 __all__ = ["HiddenUnits", "NoSymmetry", "Symmetry"]
 
