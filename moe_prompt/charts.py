@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from moe_prompt.regression import RegressionModel
+from moe_prompt.models.regression import RegressionModel
 
 LEAST, MOST = -0.9, 9.0  # growth of a mass in one step
 TRADE = 3.0  # largest step of l

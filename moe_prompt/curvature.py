@@ -30,7 +30,6 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
-from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
 from moe_prompt.identifiability import (
     Direction,
@@ -41,9 +40,10 @@ from moe_prompt.identifiability import (
     quadrature,
     triangular,
 )
-from moe_prompt.mixing import exponential
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.gating import exponential
+from moe_prompt.models.regression import RegressionModel
 from moe_prompt.quartic import least, relaxed
-from moe_prompt.regression import RegressionModel
 
 ZERO = 1e-7
 """A projected second derivative below this share of the unprojected one is a zero."""
@@ -140,7 +140,7 @@ def sigma_2(
     """sigma_2 of atom `atom` of the truth f_theta, with its minimising direction and its convex relaxation.
 
     The expert must be twice differentiable in its parameters and the model must have free log-weights b and an
-    exponential gate: why others have no such splits is told in :mod:`moe_prompt.mixing`.
+    exponential gate: why others have no such splits is told in :mod:`moe_prompt.models.gating`.
     """
     exponential(model.gate, "sigma_2")
     require(0 <= atom < model.num_atoms, f"atom must be one of 0..{model.num_atoms - 1}: got {atom}.")

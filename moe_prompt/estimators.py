@@ -21,8 +21,8 @@ from torch import Tensor
 
 from moe_prompt.errors import require
 from moe_prompt.fits import Estimator, FitResult, best_of
+from moe_prompt.models.regression import Dataset, RegressionModel
 from moe_prompt.normal_equations import Problem
-from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.secant import SecantTerm
 
 ROUNDING, TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny

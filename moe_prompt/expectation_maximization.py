@@ -27,7 +27,7 @@ from moe_prompt.fits import Estimator, FitResult
 from moe_prompt.louis import Observations, Sums
 from moe_prompt.m_step import FLAT, positive_solve, scoring_step
 from moe_prompt.mixture import GatedMixture
-from moe_prompt.regression import Dataset
+from moe_prompt.models.regression import Dataset
 
 ROUNDING = torch.finfo(torch.float64).eps
 SAME, HOPELESS = 0.1, 20.0  # fits to a rung whose log-likelihoods differ by less are one; by more, one is given up

@@ -22,9 +22,9 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
-from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
-from moe_prompt.regression import RegressionModel
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.regression import RegressionModel
 
 Nodes = tuple[Float64[Tensor, "n dim"], Float64[Tensor, "n"]]
 TOLERANCE = 1e-9  # of the largest singular value: far above rounding (1e-15), far below what a family shows (1e-5)

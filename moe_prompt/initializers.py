@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.regression import RegressionModel
+from moe_prompt.models.regression import RegressionModel
 
 
 class Initializer(ABC):

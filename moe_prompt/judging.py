@@ -11,7 +11,7 @@ from torch import Tensor
 from moe_prompt.asymptotics import CellLimits
 from moe_prompt.fits import FitResult
 from moe_prompt.measures.losses import VoronoiLoss
-from moe_prompt.regression import Dataset, Population, RegressionModel
+from moe_prompt.models.regression import Dataset, Population, RegressionModel
 
 FITTED = ("objective", "converged", "at_boundary", "steps", "gradient_norm", "offset")
 Columns = dict[str, Tensor | None]

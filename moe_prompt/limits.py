@@ -21,7 +21,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from moe_prompt.attention.prompts import FlatAdaptivePrompt, PrefixPrompt
-from moe_prompt.covariates import Covariates
 from moe_prompt.curvature import SplitIndex, sigma_2
 from moe_prompt.errors import require
 from moe_prompt.identifiability import (
@@ -35,8 +34,9 @@ from moe_prompt.identifiability import (
     token_vector,
 )
 from moe_prompt.measures.alignment import Symmetry
-from moe_prompt.mixing import TopKMixing
-from moe_prompt.regression import RegressionModel
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.gating import TopKMixing
+from moe_prompt.models.regression import RegressionModel
 from moe_prompt.splits import split_distance
 
 FINITE_SPLIT = 0.5

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
 from moe_prompt.measures.losses import Loss
 from moe_prompt.measures.mixing_measure import MixingMeasure, require_same_parameters
 from moe_prompt.mixture import GaussianMoE
+from moe_prompt.models.covariates import Covariates
 
 POWERS = torch.tensor([0, 1, 4, 6, 7])
 """r of a cell of 0, 1, 2, 3 atoms, as proved; more atoms have at least 7 (arXiv 2305.03288)."""

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
 from moe_prompt.mixture import GatedMixture
-from moe_prompt.regression import Dataset
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.regression import Dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ from moe_prompt.errors import require
 from moe_prompt.fits import Estimator
 from moe_prompt.initializers import Initializer, Random
 from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
+from moe_prompt.models.regression import Population
 from moe_prompt.newton import NewtonLeastSquares
-from moe_prompt.regression import Population
 from moe_prompt.split_law import SplitLaw, split_law
 from moe_prompt.study import DATA, STARTS, Quantity, Study
 

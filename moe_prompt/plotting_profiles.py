@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_prompt.curvature import sigma_2
+from moe_prompt.models.regression import Population
 from moe_prompt.profiles import split_profile
-from moe_prompt.regression import Population
 
 SIZES = (1000, 10_000, 100_000)
 SPLITS = np.geomspace(0.03, 1.0, 7)

@@ -23,13 +23,13 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.func import jacrev
 
-from moe_prompt.covariates import Covariates
 from moe_prompt.curvature import Atom
 from moe_prompt.errors import require
 from moe_prompt.identifiability import Nodes, jacobian_rank, quadrature
-from moe_prompt.mixing import exponential
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.gating import exponential
+from moe_prompt.models.regression import Dataset, RegressionModel
 from moe_prompt.normal_equations import Problem
-from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.splits import Split
 
 TOLD = 1e-3  # s^2: what a profile is exact to

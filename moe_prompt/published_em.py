@@ -19,7 +19,7 @@ from moe_prompt.fits import Estimator, FitResult, best_of
 from moe_prompt.louis import CHUNK, Observations, Sums
 from moe_prompt.m_step import FLAT, gate_maximum, positive_solve, scoring_step
 from moe_prompt.mixture import GatedMixture, GaussianMoE
-from moe_prompt.regression import Dataset
+from moe_prompt.models.regression import Dataset
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from moe_prompt.estimators import LeastSquares
 from moe_prompt.fingerprint import fingerprint
 from moe_prompt.fits import Estimator
 from moe_prompt.initializers import Initializer, Random
-from moe_prompt.regression import Population, RegressionModel
+from moe_prompt.models.regression import Population, RegressionModel
 from moe_prompt.study import DATA, STARTS, Quantity, Study
 
 SEARCH = 50_000  # observations whose fit costs as much as the search from random starts at the first rung

@@ -44,8 +44,8 @@ from moe_prompt.identifiability import Nodes
 from moe_prompt.limits import as_prefix
 from moe_prompt.measures.losses import VoronoiLoss, split_error
 from moe_prompt.measures.mixing_measure import MixingMeasure
-from moe_prompt.mixing import exponential
-from moe_prompt.regression import RegressionModel
+from moe_prompt.models.gating import exponential
+from moe_prompt.models.regression import RegressionModel
 
 RANGES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "tanh": (torch.atanh, -1.0, 1.0),

@@ -27,10 +27,10 @@ from moe_prompt.curvature import Atom
 from moe_prompt.errors import require
 from moe_prompt.estimators import check
 from moe_prompt.fits import Estimator, FitResult, best_of
+from moe_prompt.models.regression import Dataset, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares, spare_starts
 from moe_prompt.normal_equations import Problem
 from moe_prompt.quartic import nearest_square
-from moe_prompt.regression import Dataset, RegressionModel
 from moe_prompt.second_order import second_order
 
 SHARES = (0.2, 0.8)

@@ -23,12 +23,12 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import jacrev
 
-from moe_prompt.covariates import Covariates
 from moe_prompt.curvature import Atom
 from moe_prompt.errors import require
 from moe_prompt.identifiability import Nodes, jacobian_rank, quadrature
-from moe_prompt.mixing import exponential
-from moe_prompt.regression import RegressionModel
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.gating import exponential
+from moe_prompt.models.regression import RegressionModel
 
 
 @dataclass(frozen=True, eq=False)

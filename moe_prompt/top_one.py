@@ -26,7 +26,7 @@ from torch import Tensor
 from moe_prompt.errors import require
 from moe_prompt.estimators import check
 from moe_prompt.fits import Estimator, FitResult
-from moe_prompt.regression import Dataset, RegressionModel
+from moe_prompt.models.regression import Dataset, RegressionModel
 from moe_prompt.top_one_local import Local
 from moe_prompt.top_one_sample import Sample
 

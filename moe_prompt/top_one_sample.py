@@ -11,8 +11,8 @@ from torch import Tensor
 from moe_prompt.attention.gates import SoftmaxGate, TopKGate
 from moe_prompt.attention.prompts import ConstantPrompt, PrefixPrompt
 from moe_prompt.errors import require
-from moe_prompt.families import family
-from moe_prompt.regression import Prepared, RegressionModel
+from moe_prompt.models.expert_jacobians import family
+from moe_prompt.models.regression import Prepared, RegressionModel
 
 
 class Sample:

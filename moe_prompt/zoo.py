@@ -28,12 +28,12 @@ from moe_prompt.attention.prompts import (
     PromptExpert,
     ReparameterizedPrefix,
 )
-from moe_prompt.covariates import Covariates, Uniform
 from moe_prompt.errors import choose, require
 from moe_prompt.limits import FamilyReport, describe
 from moe_prompt.measures.alignment import Symmetry
 from moe_prompt.measures.symmetries import HiddenUnits
-from moe_prompt.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.covariates import Covariates, Uniform
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
 
 
 class Setting(NamedTuple):

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, PrefixPrompt
-from moe_prompt.covariates import Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.over_specified import OverSpecifiedStudy
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 
 DIM, OUTPUTS, NODES, NOISE = 2, 3, 11**2, 0.05
 rng = np.random.default_rng(4)

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
-from moe_prompt.covariates import Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.rates import RateStudy
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 
 DIM, OUTPUTS, NODES = 2, 3, 21**2
 rng = np.random.default_rng(2)

@@ -10,10 +10,10 @@ import torch
 from scipy.optimize import least_squares
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
-from moe_prompt.covariates import Uniform
 from moe_prompt.estimators import LeastSquares
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.rates import RateStudy
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from tests.small_study import study
 
 NOISE, LOW, HIGH = 0.05, -2.0, 2.0

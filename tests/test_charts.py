@@ -8,7 +8,7 @@ import torch
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, PrefixPrompt
 from moe_prompt.charts import LEAST, MOST, TRADE, Chart, Layout
-from moe_prompt.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
 
 ATOMS, DIM, PROBLEMS = 3, 5, 7
 EXPERTS = {

@@ -18,11 +18,11 @@ from moe_prompt.attention.prompts import (
     PromptTokens,
     ReparameterizedPrefix,
 )
-from moe_prompt.covariates import EvenGrid, Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.fits import FitResult
-from moe_prompt.regression import Dataset, FrozenExperts, Population, RegressionModel
+from moe_prompt.models.covariates import EvenGrid, Uniform
+from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
 from moe_prompt.secant import SecantTerm
 
 ATOMS, DIM, OUTPUTS, REPLICATES, SAMPLES = 2, 3, 5, 7, 211

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, ReparameterizedPrefix
-from moe_prompt.covariates import ImagePatches
 from moe_prompt.errors import InputError
 from moe_prompt.fingerprint import content, fingerprint
+from moe_prompt.models.covariates import ImagePatches
 
 
 class Plain:

@@ -19,7 +19,7 @@ from moe_prompt.identifiability import (
     triangular,
 )
 from moe_prompt.limits import describe
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.zoo import EXPERTS, FAMILIES, Recipe, select
 
 DIM, OUTPUTS, ATOMS, FROZEN, NODES = 3, 2, 5, 7, 11

@@ -12,7 +12,6 @@ import torch
 from scipy import integrate, stats
 
 from moe_prompt import studies
-from moe_prompt.covariates import EvenGrid, Gaussian, Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.expectation_maximization import ExpectationMaximization
 from moe_prompt.frozen_density import FrozenDensity
@@ -24,6 +23,7 @@ from moe_prompt.mixture_judging import ContaminatedJudge, SoftmaxGaussianJudge
 from moe_prompt.mixture_losses import HellingerDistance, SoftmaxVoronoiLoss
 from moe_prompt.mixture_population import MixturePopulation
 from moe_prompt.mixture_starts import Scattered
+from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
 from moe_prompt.results import Results
 from moe_prompt.runner import run
 from moe_prompt.summaries import summarize

@@ -9,12 +9,12 @@ from scipy import stats
 from torch.autograd.functional import hessian, jacobian
 
 from moe_prompt.attention.activations import activation
-from moe_prompt.covariates import EvenGrid, Gaussian, Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.frozen_density import FrozenDensity
 from moe_prompt.louis import Observations
 from moe_prompt.mixture import ContaminatedMoE, GaussianMoE
 from moe_prompt.mixture_population import MixturePopulation
+from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
 
 REPLICATES, SAMPLES, DIM = 3, 17, 5
 

@@ -11,13 +11,13 @@ from scipy.optimize import least_squares
 from moe_prompt import trust_region
 from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, LinearGateExpert, PromptTokens
-from moe_prompt.covariates import Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.fits import FitResult
 from moe_prompt.initializers import Random
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares
-from moe_prompt.regression import Dataset, FrozenExperts, Population, RegressionModel
 
 DIM, OUTPUTS, ATOMS, REPLICATES, STARTS, SAMPLES = 3, 2, 2, 5, 7, 211
 NEWTON = NewtonLeastSquares(tolerance=1e-8)

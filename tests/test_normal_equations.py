@@ -6,8 +6,8 @@ import torch
 
 from moe_prompt import normal_equations
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.normal_equations import Problem
-from moe_prompt.regression import FrozenExperts, RegressionModel
 
 ATOMS, REPLICATES, DIM, OUTPUTS, STARTS = 2, 3, 5, 7, 11
 WIDTH = 256  # the least a chunk holds

@@ -12,10 +12,10 @@ import torch
 
 from moe_prompt import runner
 from moe_prompt.attention.prompts import ConstantPrompt
-from moe_prompt.covariates import Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.measures.losses import VoronoiLoss
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.results import Results
 from moe_prompt.split_law import split_law
 from moe_prompt.study import DATA, STARTS

@@ -9,8 +9,8 @@ from scipy.optimize import least_squares
 
 from moe_prompt.curvature import sigma_2
 from moe_prompt.errors import InputError
+from moe_prompt.models.regression import Dataset
 from moe_prompt.profiles import split_profile
-from moe_prompt.regression import Dataset
 from moe_prompt.studies.over_specified_settings import truth
 
 NOISE, N = 0.02, 1009

@@ -11,13 +11,13 @@ from torch import nn
 
 from moe_prompt import runner
 from moe_prompt.attention.prompts import PromptExpert, PromptTokens
-from moe_prompt.covariates import Uniform
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.fits import Estimator
 from moe_prompt.initializers import Random
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.rates import RateStudy
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.results import KEY, Results
 from moe_prompt.slopes import fit_rate
 from moe_prompt.summaries import by_size, summarize

@@ -10,7 +10,7 @@ from moe_prompt import split_law as module
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.curvature import Atom, projected_form
 from moe_prompt.errors import InputError
-from moe_prompt.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.split_law import split_law
 from moe_prompt.zoo import FAMILIES
 

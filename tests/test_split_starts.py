@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
-from moe_prompt.covariates import Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.normal_equations import Problem
 from moe_prompt.quartic import nearest_square
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.split_starts import SplitLeastSquares, fewer_atoms, split_starts
 
 DIM, NOISE, N = 3, 0.02, 701

@@ -13,7 +13,7 @@ from moe_prompt.attention.prompts import FlatAdaptivePrompt
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
-from moe_prompt.regression import Dataset
+from moe_prompt.models.regression import Dataset
 from moe_prompt.studies import load
 from moe_prompt.top_one import TopOneLeastSquares
 from moe_prompt.top_one_local import _least_distance, _ray

@@ -30,11 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks.machine import cpu_seconds, limit_loaded_threads, matrix_rate
 from moe_prompt.attention.prompts import FlatAdaptivePrompt
-from moe_prompt.covariates import Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.fits import FitResult
 from moe_prompt.initializers import NearTruth
-from moe_prompt.regression import Dataset, FrozenExperts, Population, RegressionModel
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
 
 DIM, FROZEN, PROMPTS, RANK, OUTPUTS = 4, 3, 2, 3, 2
 NOISE, SPREAD = 0.02, 2.0

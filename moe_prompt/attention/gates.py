@@ -42,7 +42,7 @@ class ExponentialGate(Gate):
     r"""Softmax over all experts after a link on the prompts' scores: weight_j proportional to exp(link(s_j) + b_j).
 
     Numerator and denominator of the mixture are then sums over atoms, which is what the theory of mixing measures
-    asks for; :class:`~moe_prompt.regression.RegressionModel` takes gates of this kind.
+    asks for; :class:`~moe_prompt.models.regression.RegressionModel` takes gates of this kind.
     """
 
     @abstractmethod

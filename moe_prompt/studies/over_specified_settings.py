@@ -22,12 +22,12 @@ from moe_prompt.attention.prompts import (
     PromptExpert,
     ReparameterizedPrefix,
 )
-from moe_prompt.covariates import Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
+from moe_prompt.models.covariates import Uniform
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.over_specified import OverSpecifiedStudy
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.split_starts import SplitLeastSquares
 
 DIM, FROZEN, OUTPUTS, SPREAD, BOX, NOISE = 3, 2, 2, 2.0, 3.0, 0.02

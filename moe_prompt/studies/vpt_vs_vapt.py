@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
-from moe_prompt.covariates import Covariates, Uniform
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
+from moe_prompt.models.covariates import Covariates, Uniform
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.rates import RateStudy
-from moe_prompt.regression import FrozenExperts, Population, RegressionModel
 
 DIM, FROZEN, PROMPTS, RANK, OUTPUTS = 4, 3, 2, 2, 2
 NOISE, SPREAD, BOX = 0.02, 2.0, 3.0

@@ -23,11 +23,11 @@ import torch
 
 from moe_prompt.attention.heads import AttentionHeadMoE
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
-from moe_prompt.covariates import ImagePatches
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.initializers import Random
+from moe_prompt.models.covariates import ImagePatches
+from moe_prompt.models.regression import RegressionModel
 from moe_prompt.rates import RateStudy
-from moe_prompt.regression import RegressionModel
 from moe_prompt.studies.vpt_vs_vapt import SIZES, generic_truth
 
 TOKENS, DIM, PROMPTS, RANK, OUTPUTS = 4, 4, 2, 1, 2

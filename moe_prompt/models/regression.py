@@ -4,7 +4,7 @@ r"""The regression model: a gated mixture of frozen and prompt experts (arXiv 24
     f_G(x) = [ sum_j exp(x^T A_j x + a_j) eta_j x + sum_j' exp(score(x; theta_j') + b_j') value(x; theta_j') ] / D_G(x)
     score(x; theta) = (B key)^T x,   value(x; theta) = C value,   G = sum_j' exp(b_j') delta_{theta_j'}
 
-under softmax; what other gates make of the same scores and values is in :mod:`moe_prompt.mixing`. B plays
+under softmax; what other gates make of the same scores and values is in :mod:`moe_prompt.models.gating`. B plays
 W_Q W_K^T / sqrt(d_k) and C plays W_V^T: :meth:`RegressionModel.from_head` builds the same object from row i of an
 attention head, with x the tokens flattened. At least one frozen expert pins the softmax, so every b_j is identified.
 """
@@ -25,12 +25,12 @@ from torch import Tensor
 from moe_prompt.attention.gates import Gate, SoftmaxGate
 from moe_prompt.attention.heads import AttentionHeadMoE
 from moe_prompt.attention.prompts import PromptExpert
-from moe_prompt.covariates import Covariates
 from moe_prompt.errors import require
-from moe_prompt.families import Covariate, Family, Parameters, family
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.measures.symmetries import HiddenUnits, NoSymmetry, Symmetry
-from moe_prompt.mixing import Mixing, mixing
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.expert_jacobians import Covariate, Family, Parameters, family
+from moe_prompt.models.gating import Mixing, mixing
 
 IN_CACHE = 4096  # samples
 

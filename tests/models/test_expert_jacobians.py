@@ -10,8 +10,8 @@ from torch import nn
 from moe_prompt.attention import prompts as experts
 from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.attention.prompts import PromptExpert, PromptTokens
-from moe_prompt.families import AutogradFamily, ConstantFamily, family
-from moe_prompt.regression import FrozenExperts, Mixture, RegressionModel
+from moe_prompt.models.expert_jacobians import AutogradFamily, ConstantFamily, family
+from moe_prompt.models.regression import FrozenExperts, Mixture, RegressionModel
 
 RANK, ATOMS, DIM, OUTPUTS, TOKENS, SAMPLES, VALUE, INPUTS, FROZEN = 2, 3, 5, 7, 11, 13, 17, 19, 23
 GRID = (2, 3)

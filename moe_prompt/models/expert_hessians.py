@@ -7,7 +7,7 @@ linear in theta (VPT, prefixes); in closed form for the built-in experts; for an
 with torch.func, one vector-Jacobian product per parameter.
 
 Letters in shapes: B problems, L atoms, q parameters of an atom, o outputs, n samples; more in
-:mod:`moe_prompt.families`.
+:mod:`moe_prompt.models.expert_jacobians`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev, vmap
 
-from moe_prompt.families import (
+from moe_prompt.models.expert_jacobians import (
     ConstantFamily,
     Covariate,
     Evaluation,

@@ -18,9 +18,9 @@ from moe_prompt.attention.prompts import (
     PromptTokens,
     ReparameterizedPrefix,
 )
-from moe_prompt.expert_curvature import CLOSED_FORM, _by_autograd, curvature
-from moe_prompt.families import CLOSED_FORM as FAMILIES
-from moe_prompt.families import AutogradFamily, Covariate, Family, family
+from moe_prompt.models.expert_hessians import CLOSED_FORM, _by_autograd, curvature
+from moe_prompt.models.expert_jacobians import CLOSED_FORM as FAMILIES
+from moe_prompt.models.expert_jacobians import AutogradFamily, Covariate, Family, family
 
 PROBLEMS, DIM, OUTPUTS, SAMPLES, RANK = 2, 3, 5, 17, 7
 

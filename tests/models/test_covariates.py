@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from moe_prompt.covariates import Covariates, EvenGrid, Gaussian, ImagePatches, Uniform
 from moe_prompt.errors import InputError
+from moe_prompt.models.covariates import Covariates, EvenGrid, Gaussian, ImagePatches, Uniform
 
 
 def pictures(count: int = 3, height: int = 7, width: int = 5, channels: int | None = 2) -> np.ndarray:

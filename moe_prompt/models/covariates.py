@@ -26,7 +26,7 @@ from torch import Tensor
 
 from moe_prompt.attention.pictures import read_picture
 from moe_prompt.errors import require
-from moe_prompt.quadrature import normal_rule, uniform_rule
+from moe_prompt.models.quadrature import normal_rule, uniform_rule
 
 Points = Float[Tensor, "n dim"]
 Weights = Float[Tensor, " n"]
