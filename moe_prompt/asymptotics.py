@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from moe_prompt.estimators import LeastSquares
-from moe_prompt.identifiability import cramer_rao, information, node_blocks
 from moe_prompt.initializers import Random
 from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.regression import Dataset, Population, RegressionModel
+from moe_prompt.theory.identifiability import cramer_rao, information, node_blocks
 
 SMALL = 1e-6  # size of the errors at which the loss is linear to rounding
 FEW, KEPT = 2000, 12  # the projection's search: random starts on FEW points, the best KEPT of them on all nodes

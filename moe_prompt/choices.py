@@ -27,10 +27,10 @@ from moe_prompt.attention.gates import TopKGate
 from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import require
 from moe_prompt.fits import FitResult
-from moe_prompt.identifiability import information
 from moe_prompt.models.regression import Dataset, Population, RegressionModel
 from moe_prompt.rates import RateStudy
 from moe_prompt.study import DATA, STARTS, Quantity
+from moe_prompt.theory.identifiability import information
 
 KNOWN = "bound where the boundary is known"
 QUANTITIES = (

@@ -173,17 +173,17 @@ def identifiability(
     json_: Json = False,
 ) -> None:
     """Jacobian rank, Cramer-Rao bound, sigma_2 and the rate they predict; without options, for every family."""
-    from moe_prompt import limits, zoo
+    from moe_prompt.theory import families, report
 
     require(
         expert is not None or (activation is None and rank is None),
-        f"--activation and --rank belong to an expert: name one of {', '.join(zoo.EXPERTS)} with --expert.",
+        f"--activation and --rank belong to an expert: name one of {', '.join(families.EXPERTS)} with --expert.",
     )
-    reports = zoo.table() if expert is None else [zoo.report(expert, activation, rank)]
+    reports = families.table() if expert is None else [families.report(expert, activation, rank)]
     if json_:
         print(json.dumps({"families": [report.to_dict() for report in reports]}, indent=1))
     else:
-        print(limits.render(reports))
+        print(report.render(reports))
 
 
 @app.command()
@@ -256,13 +256,14 @@ def theory(
     out: Annotated[Path, typer.Option(help="The Markdown page to write.")] = Path("docs/theory.md"),
 ) -> None:
     """Write the page of what theory predicts beside what was measured, from exported rows: half a minute."""
-    from moe_prompt import theory_table, zoo
+    from moe_prompt import theory_table
     from moe_prompt.studies import NAMES, load
+    from moe_prompt.theory import families
 
     require(rows.is_dir(), f"no folder {rows} of exported rows: name one with --rows.")
     measured = [theory_table.measured(load(name), rows) for name in NAMES]
     pictures = Path(os.path.relpath(FIGURES, out.parent)).as_posix()
-    theory_table.write(theory_table.document(zoo.table(), measured, rows.as_posix(), pictures), out)
+    theory_table.write(theory_table.document(families.table(), measured, rows.as_posix(), pictures), out)
     print(out)
 
 

@@ -2,7 +2,7 @@ r"""Over-specified studies: least squares with more atoms than the truth has, an
 
     D ~ n^{-1/2},    split error ~ n^{-1/4},    masses and first moments ~ n^{-1/2},    |f_hat - f_*| ~ n^{-1/2}
 
-where sigma_2 > 0, with constants from :mod:`moe_prompt.split_law`; where a family is not identifiable the split error
+where sigma_2 > 0, with constants from :mod:`moe_prompt.theory.split_law`; where a family is not identifiable the split error
 stays where least squares happens to stop, and the first moments alone are learned.
 """
 
@@ -21,8 +21,8 @@ from moe_prompt.initializers import Initializer, Random
 from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
 from moe_prompt.models.regression import Population
 from moe_prompt.newton import NewtonLeastSquares
-from moe_prompt.split_law import SplitLaw, split_law
 from moe_prompt.study import DATA, STARTS, Quantity, Study
+from moe_prompt.theory.split_law import SplitLaw, split_law
 
 SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung
 LAW = "law of the split, from sigma_2's geometry"

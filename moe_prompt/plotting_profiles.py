@@ -13,9 +13,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_prompt.curvature import sigma_2
 from moe_prompt.models.regression import Population
 from moe_prompt.profiles import split_profile
+from moe_prompt.theory.sigma2 import sigma_2
 
 SIZES = (1000, 10_000, 100_000)
 SPLITS = np.geomspace(0.03, 1.0, 7)

@@ -13,10 +13,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_prompt.curvature import sigma_2
-from moe_prompt.sequences import SEQUENCES, evidence
-from moe_prompt.splits import split_distance
-from moe_prompt.zoo import FAMILIES
+from moe_prompt.theory.bad_sequences import SEQUENCES, evidence
+from moe_prompt.theory.families import FAMILIES
+from moe_prompt.theory.sigma2 import sigma_2
+from moe_prompt.theory.split_distance import split_distance
 
 IDENTIFIABLE = ("VPT, B injective", "reparameterised prefix, maps known", "VAPT, tanh", "linear gate + tanh ridge")
 NOISE = 0.01

@@ -23,15 +23,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_prompt.curvature import Atom
 from moe_prompt.errors import require
 from moe_prompt.estimators import check
 from moe_prompt.fits import Estimator, FitResult, best_of
 from moe_prompt.models.regression import Dataset, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares, spare_starts
 from moe_prompt.normal_equations import Problem
-from moe_prompt.quartic import nearest_square
 from moe_prompt.second_order import second_order
+from moe_prompt.theory.quartic_forms import nearest_square
+from moe_prompt.theory.sigma2 import Atom
 
 SHARES = (0.2, 0.8)
 FAR, MAX_HALVINGS = 2.0, 8  # of the smaller fit's objective: a split that raises it so far is halved, so many times

@@ -1,9 +1,9 @@
 r"""What theory predicts beside what was measured, as a Markdown page that is made and not written.
 
-For every family of :data:`moe_prompt.zoo.FAMILIES` its condition, its rates and their constants, computed; beside them
+For every family of :data:`moe_prompt.theory.families.FAMILIES` its condition, its rates and their constants, computed; beside them
 the slopes of the studies whose cells belong to it. A cell belongs to a family by the name of its truth:
 
-    a family's name, with ", L = 2" behind it or not      a short name of :data:`moe_prompt.zoo.EXPERTS`
+    a family's name, with ", L = 2" behind it or not      a short name of :data:`moe_prompt.theory.families.EXPERTS`
 
 and it is over-specified where the estimator is called "L' = 3" with more atoms than the truth. Then the likelihood
 models, cell by cell, by what their studies say of themselves.
@@ -20,10 +20,10 @@ from moe_prompt import archive
 from moe_prompt.captions import caption
 from moe_prompt.errors import InputError
 from moe_prompt.likelihood import LikelihoodStudy
-from moe_prompt.limits import FamilyReport
 from moe_prompt.study import Quantity, Study
 from moe_prompt.summaries import CellSummary, summarize
-from moe_prompt.zoo import EXPERTS, FAMILIES
+from moe_prompt.theory.families import EXPERTS, FAMILIES
+from moe_prompt.theory.report import FamilyReport
 
 NOT_MEASURED = "not measured"
 

@@ -17,12 +17,12 @@ from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.results import Results
-from moe_prompt.split_law import split_law
 from moe_prompt.study import DATA, STARTS
 from moe_prompt.summaries import summarize
+from moe_prompt.theory.split_law import split_law
 from tests.small_over_specified import study
 from tests.test_runner import assert_same_rows
-from tests.test_split_law import jacobian_by_differences, split_by
+from tests.theory.test_split_law import jacobian_by_differences, split_by
 
 N, REPLICATES = 211, (0, 1, 2)
 CELLS = [("VPT, L = 1", "L' = 2"), ("VPT, L = 2", "L' = 3"), ("VAPT, L = 1", "L' = 2"), ("prefix, L = 1", "L' = 2")]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from moe_prompt.curvature import sigma_2
 from moe_prompt.plotting_profiles import SPLITS, draw_profiles
 from moe_prompt.studies.over_specified_settings import NOISE, truth
+from moe_prompt.theory.sigma2 import sigma_2
 
 SIZES = (1000, 4000)
 FAMILIES = ("VPT, B injective", "prefix, non-shared", "linear gate + linear expert")

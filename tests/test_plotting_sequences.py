@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from moe_prompt.plotting_sequences import IDENTIFIABLE, draw_sequences
-from moe_prompt.sequences import SEQUENCES
-from moe_prompt.zoo import FAMILIES
+from moe_prompt.theory.bad_sequences import SEQUENCES
+from moe_prompt.theory.families import FAMILIES
 
 
 @pytest.fixture(scope="module")

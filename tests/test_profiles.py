@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from moe_prompt.curvature import sigma_2
 from moe_prompt.errors import InputError
 from moe_prompt.models.regression import Dataset
 from moe_prompt.profiles import split_profile
 from moe_prompt.studies.over_specified_settings import truth
+from moe_prompt.theory.sigma2 import sigma_2
 
 NOISE, N = 0.02, 1009
 

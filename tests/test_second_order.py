@@ -23,7 +23,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.normal_equations import Problem
 from moe_prompt.second_order import atom_places, second_order
-from moe_prompt.zoo import FAMILIES
+from moe_prompt.theory.families import FAMILIES
 
 DIM, OUTPUTS, ATOMS, REPLICATES, STARTS = 3, 5, 3, 3, 2
 WIDTH = 256  # the least that a chunk holds

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt.curvature import Atom, mean_and_log_denominator, projected_form, sigma_2
 from moe_prompt.errors import InputError
-from moe_prompt.identifiability import jacobian_rank
-from moe_prompt.quartic import least, relaxed
-from moe_prompt.splits import split_distance
-from moe_prompt.zoo import EXPERTS, FAMILIES, Recipe, Setting, vapt
+from moe_prompt.theory.families import EXPERTS, FAMILIES, Recipe, Setting, vapt
+from moe_prompt.theory.identifiability import jacobian_rank
+from moe_prompt.theory.quartic_forms import least, relaxed
+from moe_prompt.theory.sigma2 import Atom, mean_and_log_denominator, projected_form, sigma_2
+from moe_prompt.theory.split_distance import split_distance
 
 VISIBLE = [
     "VPT, B injective",

@@ -14,8 +14,8 @@ from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.normal_equations import Problem
-from moe_prompt.quartic import nearest_square
 from moe_prompt.split_starts import SplitLeastSquares, fewer_atoms, split_starts
+from moe_prompt.theory.quartic_forms import nearest_square
 
 DIM, NOISE, N = 3, 0.02, 701
 NEWTON = NewtonLeastSquares(first=LeastSquares(box=3.0), keep=1)

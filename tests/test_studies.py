@@ -10,7 +10,6 @@ import torch
 from joblib.externals.loky.backend.reduction import dumps
 
 from moe_prompt import studies
-from moe_prompt.curvature import sigma_2
 from moe_prompt.errors import InputError
 from moe_prompt.likelihood import LikelihoodStudy
 from moe_prompt.mixture_starts import BesideTruth, Scattered
@@ -18,6 +17,7 @@ from moe_prompt.over_specified import OverSpecifiedStudy
 from moe_prompt.rates import RateStudy
 from moe_prompt.studies import NAMES, load
 from moe_prompt.studies.vpt_vs_vapt import NOISE
+from moe_prompt.theory.sigma2 import sigma_2
 
 SMALL = Path(__file__).parent / "small_study.py"
 KEYS = {

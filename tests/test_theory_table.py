@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_prompt import cli, studies, zoo
+from moe_prompt import cli, studies
 from moe_prompt.errors import InputError
-from moe_prompt.limits import FamilyReport
 from moe_prompt.results import columns_of
 from moe_prompt.slopes import fit_rate
 from moe_prompt.studies import contaminated
 from moe_prompt.study import Quantity, Study
+from moe_prompt.theory import families
+from moe_prompt.theory.report import FamilyReport
 from moe_prompt.theory_table import document, excess_atoms, family_of, measured
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
@@ -108,7 +109,7 @@ def tables(page):
 
 
 def test_truths_tell_their_family():
-    for family in zoo.FAMILIES:
+    for family in families.FAMILIES:
         assert family_of(f"{family}, L = 2") == family_of(f"{family}, L = 13") == family_of(family) == family
     assert [family_of(name) for name in ("vpt", "vapt", "norga")] == [
         "VPT, B injective",
@@ -116,7 +117,7 @@ def test_truths_tell_their_family():
         "NoRGa + tanh ridge",
     ]
     assert family_of("laplace") is None and family_of("L = 2") is None
-    assert all(zoo.FAMILIES[family_of(name)] is recipe for name, recipe in zoo.EXPERTS.items())
+    assert all(families.FAMILIES[family_of(name)] is recipe for name, recipe in families.EXPERTS.items())
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_slopes_of_the_page_are_those_of_the_committed_rows():
 
 @pytest.mark.slow
 def test_the_page_is_made_from_the_committed_rows():
-    assert PAGE.read_text(encoding="utf-8") == committed(zoo.table())
+    assert PAGE.read_text(encoding="utf-8") == committed(families.table())
 
 
 def test_every_figure_that_the_page_links_is_there():
@@ -252,7 +253,7 @@ def test_command_writes_the_page(monkeypatch, capsys, tmp_path):
     exported(tmp_path / "rows", study, planted_rows(study), NOTES)
     monkeypatch.setattr(studies, "NAMES", {"small": "small"})
     monkeypatch.setattr(studies, "load", lambda name: study)
-    monkeypatch.setattr(zoo, "table", lambda: REPORTS)
+    monkeypatch.setattr(families, "table", lambda: REPORTS)
 
     def call(*words):
         monkeypatch.setattr("sys.argv", ["moe-prompt", "theory", *words])

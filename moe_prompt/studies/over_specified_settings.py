@@ -83,7 +83,7 @@ def is_smooth(cell: str) -> bool:
 
 
 def expert_of(family: str, atoms: int) -> PromptExpert:
-    """The prompt expert of a family, by its name in :data:`moe_prompt.zoo.FAMILIES`."""
+    """The prompt expert of a family, by its name in :data:`moe_prompt.theory.families.FAMILIES`."""
     generator = torch.Generator().manual_seed(0)
     if family.startswith("VPT"):  # B singular or not
         return ConstantPrompt(atoms, DIM)

@@ -12,18 +12,18 @@ import torch
 
 from moe_prompt.attention.gates import SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.attention.prompts import ConstantPrompt, PrefixPrompt
-from moe_prompt.curvature import sigma_2
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
 from moe_prompt.fingerprint import fingerprint
-from moe_prompt.identifiability import cramer_rao, information
 from moe_prompt.initializers import NearTruth
-from moe_prompt.limits import describe
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.gating import mixing
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.sequences import free_values
-from moe_prompt.splits import split_distance
+from moe_prompt.theory.bad_sequences import free_values
+from moe_prompt.theory.identifiability import cramer_rao, information
+from moe_prompt.theory.report import describe
+from moe_prompt.theory.sigma2 import sigma_2
+from moe_prompt.theory.split_distance import split_distance
 
 DIM, OUTPUTS, ATOMS = 3, 2, 3
 

@@ -40,12 +40,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.errors import choose, require
-from moe_prompt.identifiability import Nodes
-from moe_prompt.limits import as_prefix
 from moe_prompt.measures.losses import VoronoiLoss, split_error
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import RegressionModel
+from moe_prompt.theory.identifiability import Nodes
+from moe_prompt.theory.report import as_prefix
 
 RANGES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "tanh": (torch.atanh, -1.0, 1.0),
@@ -223,7 +223,7 @@ SEQUENCES: dict[str, Callable[..., BadSequence]] = {
     "NoRGa + linear expert": linear_experts,
     "NoRGa + constant expert": free_values,
 }
-"""Family, as named in :data:`moe_prompt.zoo.FAMILIES` -> (truth, theta_star, atom) -> its bad sequence."""
+"""Family, as named in :data:`moe_prompt.theory.families.FAMILIES` -> (truth, theta_star, atom) -> its bad sequence."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class Evidence:
 def evidence(sequence: BadSequence, t: float, nodes: Nodes) -> Evidence:
     """Losses and function distances of G(t).
 
-    >>> from moe_prompt.zoo import FAMILIES
+    >>> from moe_prompt.theory.families import FAMILIES
     >>> model, theta, covariates, _ = FAMILIES["prefix, non-shared"].build()
     >>> found = evidence(free_values(model, theta), 0.5, covariates.nodes(256))
     >>> round(found.split_error, 12), found.is_bad

@@ -23,12 +23,12 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import jacrev
 
-from moe_prompt.curvature import Atom
 from moe_prompt.errors import require
-from moe_prompt.identifiability import Nodes, jacobian_rank, quadrature
 from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import RegressionModel
+from moe_prompt.theory.identifiability import Nodes, jacobian_rank, quadrature
+from moe_prompt.theory.sigma2 import Atom
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def split_distance(
 ) -> SplitDistance:
     """rho(t) by Levenberg-Marquardt on quadrature nodes: from `direction` if given, and from `starts` random ones.
 
-    >>> from moe_prompt.zoo import FAMILIES
+    >>> from moe_prompt.theory.families import FAMILIES
     >>> model, theta, covariates, _ = FAMILIES["linear gate + linear expert"].build()
     >>> split_distance(model, theta, covariates.nodes(256), atom=0, t=0.5).ratio < 1e-6
     True

@@ -9,7 +9,9 @@ import torch
 from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import InputError
 from moe_prompt.estimators import LeastSquares
-from moe_prompt.identifiability import (
+from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.theory.families import EXPERTS, FAMILIES, Recipe, select
+from moe_prompt.theory.identifiability import (
     Direction,
     cramer_rao,
     information,
@@ -18,9 +20,7 @@ from moe_prompt.identifiability import (
     token_rank,
     triangular,
 )
-from moe_prompt.limits import describe
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.zoo import EXPERTS, FAMILIES, Recipe, select
+from moe_prompt.theory.report import describe
 
 DIM, OUTPUTS, ATOMS, FROZEN, NODES = 3, 2, 5, 7, 11
 

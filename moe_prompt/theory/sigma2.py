@@ -31,7 +31,10 @@ from torch import Tensor
 from torch.func import functional_call, jacrev, vmap
 
 from moe_prompt.errors import require
-from moe_prompt.identifiability import (
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.gating import exponential
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.theory.identifiability import (
     Direction,
     Nodes,
     column_basis,
@@ -40,10 +43,7 @@ from moe_prompt.identifiability import (
     quadrature,
     triangular,
 )
-from moe_prompt.models.covariates import Covariates
-from moe_prompt.models.gating import exponential
-from moe_prompt.models.regression import RegressionModel
-from moe_prompt.quartic import least, relaxed
+from moe_prompt.theory.quartic_forms import least, relaxed
 
 ZERO = 1e-7
 """A projected second derivative below this share of the unprojected one is a zero."""

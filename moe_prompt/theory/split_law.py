@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_prompt.curvature import Atom, sigma_2
 from moe_prompt.errors import require
-from moe_prompt.identifiability import Nodes, node_blocks, quadrature, triangular
 from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.regression import RegressionModel
-from moe_prompt.quartic import least, nearest_squares, relaxed
+from moe_prompt.theory.identifiability import Nodes, node_blocks, quadrature, triangular
+from moe_prompt.theory.quartic_forms import least, nearest_squares, relaxed
+from moe_prompt.theory.sigma2 import Atom, sigma_2
 
 DRAWS, STARTS = 2000, 24  # the Monte Carlo error of a mean is a percent or less
 

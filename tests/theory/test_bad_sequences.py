@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.sequences import (
+from moe_prompt.theory.bad_sequences import (
     SEQUENCES,
     HalfSplit,
     antisymmetric,
@@ -18,7 +18,7 @@ from moe_prompt.sequences import (
     kernel_of_b,
     linear_experts,
 )
-from moe_prompt.zoo import FAMILIES, select
+from moe_prompt.theory.families import FAMILIES, select
 from tests.test_sigma2 import INVISIBLE
 
 SEEDS = range(4)

@@ -12,10 +12,10 @@ from torch import nn
 from moe_prompt.attention.activations import Activation, activation
 from moe_prompt.attention.prompts import LinearGateExpert, PromptExpert, PromptTokens
 from moe_prompt.errors import InputError
-from moe_prompt.limits import as_prefix, describe, remainder_order, render, sharing_is_vacuous
 from moe_prompt.models.covariates import Gaussian, Uniform
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
-from moe_prompt.zoo import EXPERTS, FAMILIES, Recipe, select, table, vapt
+from moe_prompt.theory.families import EXPERTS, FAMILIES, Recipe, select, table, vapt
+from moe_prompt.theory.report import as_prefix, describe, remainder_order, render, sharing_is_vacuous
 
 # family -> (exact-specified, over-specified), gauge: the table on paper
 PAPER = {

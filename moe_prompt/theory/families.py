@@ -3,7 +3,7 @@ r"""The families of the literature as data: one recipe per row of the table, eac
     name -> Recipe;  Recipe.build() -> Setting(model, theta, covariates, symmetry)
 
 Sizes are moderate and the seed is part of the recipe, so a row is the same numbers everywhere. What a row can do is
-computed by :func:`~moe_prompt.limits.describe`, never written here.
+computed by :func:`~moe_prompt.theory.report.describe`, never written here.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from moe_prompt.attention.prompts import (
     ReparameterizedPrefix,
 )
 from moe_prompt.errors import choose, require
-from moe_prompt.limits import FamilyReport, describe
 from moe_prompt.measures.alignment import Symmetry
 from moe_prompt.measures.symmetries import HiddenUnits
 from moe_prompt.models.covariates import Covariates, Uniform
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.theory.report import FamilyReport, describe
 
 
 class Setting(NamedTuple):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt import split_law as module
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
-from moe_prompt.curvature import Atom, projected_form
 from moe_prompt.errors import InputError
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
-from moe_prompt.split_law import split_law
-from moe_prompt.zoo import FAMILIES
+from moe_prompt.theory import split_law as module
+from moe_prompt.theory.families import FAMILIES
+from moe_prompt.theory.sigma2 import Atom, projected_form
+from moe_prompt.theory.split_law import split_law
 
 OUTPUTS = 2
 

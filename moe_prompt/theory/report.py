@@ -21,9 +21,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from moe_prompt.attention.prompts import FlatAdaptivePrompt, PrefixPrompt
-from moe_prompt.curvature import SplitIndex, sigma_2
 from moe_prompt.errors import require
-from moe_prompt.identifiability import (
+from moe_prompt.measures.alignment import Symmetry
+from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.gating import TopKMixing
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.theory.identifiability import (
     JacobianRank,
     Nodes,
     cramer_rao,
@@ -33,11 +36,8 @@ from moe_prompt.identifiability import (
     token_rank,
     token_vector,
 )
-from moe_prompt.measures.alignment import Symmetry
-from moe_prompt.models.covariates import Covariates
-from moe_prompt.models.gating import TopKMixing
-from moe_prompt.models.regression import RegressionModel
-from moe_prompt.splits import split_distance
+from moe_prompt.theory.sigma2 import SplitIndex, sigma_2
+from moe_prompt.theory.split_distance import split_distance
 
 FINITE_SPLIT = 0.5
 """The size at which a split that is invisible to second order is looked for in earnest."""
