@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.initializers import Random
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import Random
 from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.regression import Dataset, Population, RegressionModel
 from moe_prompt.theory.identifiability import cramer_rao, information, node_blocks

@@ -26,7 +26,7 @@ from moe_prompt.asymptotics import CellLimits, loss_constant
 from moe_prompt.attention.gates import TopKGate
 from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import require
-from moe_prompt.fits import FitResult
+from moe_prompt.estimation.base import FitResult
 from moe_prompt.models.regression import Dataset, Population, RegressionModel
 from moe_prompt.rates import RateStudy
 from moe_prompt.study import DATA, STARTS, Quantity

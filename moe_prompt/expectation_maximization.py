@@ -23,7 +23,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.fits import Estimator, FitResult
+from moe_prompt.estimation.base import Estimator, FitResult
 from moe_prompt.louis import Observations, Sums
 from moe_prompt.m_step import FLAT, positive_solve, scoring_step
 from moe_prompt.mixture import GatedMixture

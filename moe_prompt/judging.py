@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_prompt.asymptotics import CellLimits
-from moe_prompt.fits import FitResult
+from moe_prompt.estimation.base import FitResult
 from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.regression import Dataset, Population, RegressionModel
 

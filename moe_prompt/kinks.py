@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from moe_prompt.estimators import TINY
+from moe_prompt.estimation.least_squares import TINY
 from moe_prompt.trust_region import FLAT, NIL, TrustRegion
 
 RADIUS = 10 * NIL  # of the tolerance

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from moe_prompt.errors import require
+from moe_prompt.estimation.base import Estimator, FitResult
 from moe_prompt.expectation_maximization import ExpectationMaximization
-from moe_prompt.fits import Estimator, FitResult
 from moe_prompt.judging import Columns, rows_of
 from moe_prompt.mixture import GatedMixture
 from moe_prompt.mixture_population import MixturePopulation

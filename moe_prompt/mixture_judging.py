@@ -18,7 +18,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from moe_prompt.fits import FitResult
+from moe_prompt.estimation.base import FitResult
 from moe_prompt.judging import Columns
 from moe_prompt.likelihood import Judge, Numbers
 from moe_prompt.mixture import ContaminatedMoE, GatedMixture, GaussianMoE

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_prompt.estimators import LeastSquares, check
-from moe_prompt.fits import Estimator, FitResult, best_of, distinct_best
+from moe_prompt.estimation.base import Estimator, FitResult, best_of, distinct_best
+from moe_prompt.estimation.least_squares import LeastSquares, check
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.kinks import leave_kinks
 from moe_prompt.models.regression import Dataset, RegressionModel
-from moe_prompt.normal_equations import Problem
 from moe_prompt.trust_region import TrustRegion
 
 SAME = 0.3  # s^2: of rough fits, objectives nearer than this are one minimum

@@ -9,10 +9,10 @@ from typing import Any
 from moe_prompt import judging
 from moe_prompt.asymptotics import CellLimits, matched_limits, projection_limits
 from moe_prompt.errors import require
-from moe_prompt.estimators import LeastSquares
+from moe_prompt.estimation.base import Estimator
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.fingerprint import fingerprint
-from moe_prompt.fits import Estimator
-from moe_prompt.initializers import Initializer, Random
 from moe_prompt.models.regression import Population, RegressionModel
 from moe_prompt.study import DATA, STARTS, Quantity, Study
 

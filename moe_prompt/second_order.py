@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.models.expert_hessians import curvature
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import Prepared, RegressionModel
-from moe_prompt.normal_equations import Problem
 
 CHUNK_BYTES = 1 << 21  # of the rows A and V, an atom each: measured best between two and four megabytes
 

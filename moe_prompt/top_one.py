@@ -24,8 +24,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.estimators import check
-from moe_prompt.fits import Estimator, FitResult
+from moe_prompt.estimation.base import Estimator, FitResult
+from moe_prompt.estimation.least_squares import check
 from moe_prompt.models.regression import Dataset, RegressionModel
 from moe_prompt.top_one_local import Local
 from moe_prompt.top_one_sample import Sample

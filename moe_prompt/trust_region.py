@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from moe_prompt.charts import Chart, Layout
-from moe_prompt.estimators import ROUNDING, TINY
-from moe_prompt.normal_equations import Problem
+from moe_prompt.estimation.least_squares import ROUNDING, TINY
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.second_order import second_order
 
 FLAT, BENT = 1e-12, 1e-9  # of the largest eigenvalue: what is flat in a step; what is bent down at a saddle

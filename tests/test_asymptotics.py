@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import least_squares
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
-from moe_prompt.estimators import LeastSquares
+from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.rates import RateStudy

@@ -15,7 +15,7 @@ from experiments.benchmarks.over_specified import (
     scout,
     tasks,
 )
-from moe_prompt.normal_equations import Problem
+from moe_prompt.estimation.normal_equations import Problem
 
 CELL = Cell("vpt", 307, 2, 1)
 

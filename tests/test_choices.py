@@ -12,7 +12,7 @@ from moe_prompt.asymptotics import matched_limits
 from moe_prompt.attention.gates import SoftmaxGate
 from moe_prompt.choices import boundary, judge
 from moe_prompt.errors import InputError
-from moe_prompt.fits import FitResult
+from moe_prompt.estimation.base import FitResult
 from moe_prompt.studies import load
 
 STUDY = load("gates-top-k")

@@ -9,9 +9,9 @@ from scipy.optimize import minimize
 
 from moe_prompt import newton, studies, trust_region
 from moe_prompt.charts import Layout
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.kinks import Kink, least_combination
 from moe_prompt.newton import NewtonLeastSquares
-from moe_prompt.normal_equations import Problem
 from moe_prompt.trust_region import TrustRegion
 
 TOLERANCE, N, REPLICATES = 0.02, 1000, 24

@@ -12,9 +12,9 @@ from moe_prompt import trust_region
 from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, LinearGateExpert, PromptTokens
 from moe_prompt.errors import InputError
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.fits import FitResult
-from moe_prompt.initializers import Random
+from moe_prompt.estimation.base import FitResult
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.initializers import NearTruth, Random
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import NearTruth, Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.slopes import fit_rate
 from tests.small_study import models, study

@@ -12,9 +12,9 @@ from torch import nn
 from moe_prompt import runner
 from moe_prompt.attention.prompts import PromptExpert, PromptTokens
 from moe_prompt.errors import InputError
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.fits import Estimator
-from moe_prompt.initializers import Random
+from moe_prompt.estimation.base import Estimator
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.rates import RateStudy

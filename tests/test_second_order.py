@@ -20,8 +20,8 @@ from moe_prompt.attention.prompts import (
     PromptTokens,
 )
 from moe_prompt.errors import InputError
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
-from moe_prompt.normal_equations import Problem
 from moe_prompt.second_order import atom_places, second_order
 from moe_prompt.theory.families import FAMILIES
 

@@ -214,7 +214,7 @@ from __future__ import annotations
 import runpy
 from dataclasses import dataclass, replace
 import torch
-from moe_prompt.initializers import Initializer
+from moe_prompt.estimation.starts import Initializer
 
 @dataclass(frozen=True)
 class Shifted(Initializer):

@@ -11,8 +11,8 @@ from scipy.optimize import minimize
 from moe_prompt.attention.gates import SoftmaxGate, TopKGate
 from moe_prompt.attention.prompts import FlatAdaptivePrompt
 from moe_prompt.errors import InputError
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.initializers import Random
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import Random
 from moe_prompt.models.regression import Dataset
 from moe_prompt.studies import load
 from moe_prompt.top_one import TopOneLeastSquares

@@ -7,7 +7,7 @@ from scipy.optimize import lsq_linear
 
 from moe_prompt import trust_region
 from moe_prompt.charts import Layout
-from moe_prompt.normal_equations import Problem
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.trust_region import TrustRegion
 
 PROBLEMS, SIZE, ROWS, SHIFT = 300, 6, 9, 1e3

@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks.machine import cpu_seconds, limit_loaded_threads, matrix_rate
 from moe_prompt.attention.prompts import FlatAdaptivePrompt
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.fits import FitResult
-from moe_prompt.initializers import NearTruth
+from moe_prompt.estimation.base import FitResult
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import NearTruth
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
 

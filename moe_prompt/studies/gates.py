@@ -22,8 +22,8 @@ import math
 from dataclasses import replace
 
 from moe_prompt.attention.gates import SigmoidGate, SoftmaxGate, TopKGate
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.initializers import Random
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import Random
 from moe_prompt.rates import RateStudy
 from moe_prompt.studies.over_specified_settings import BOX, FROZEN, NOISE, SIZES, truth
 

@@ -22,8 +22,8 @@ from moe_prompt.attention.prompts import (
     PromptExpert,
     ReparameterizedPrefix,
 )
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.initializers import Random
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.newton import NewtonLeastSquares

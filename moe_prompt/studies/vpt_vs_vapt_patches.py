@@ -23,8 +23,8 @@ import torch
 
 from moe_prompt.attention.heads import AttentionHeadMoE
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.initializers import Random
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import ImagePatches
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.rates import RateStudy

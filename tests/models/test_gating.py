@@ -13,9 +13,9 @@ import torch
 from moe_prompt.attention.gates import SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.attention.prompts import ConstantPrompt, PrefixPrompt
 from moe_prompt.errors import InputError
-from moe_prompt.estimators import LeastSquares
+from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.starts import NearTruth
 from moe_prompt.fingerprint import fingerprint
-from moe_prompt.initializers import NearTruth
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.gating import mixing
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel

@@ -20,9 +20,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.fits import Estimator, FitResult, best_of
+from moe_prompt.estimation.base import Estimator, FitResult, best_of
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.models.regression import Dataset, RegressionModel
-from moe_prompt.normal_equations import Problem
 from moe_prompt.secant import SecantTerm
 
 ROUNDING, TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny

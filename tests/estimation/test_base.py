@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moe_prompt.fits import FitResult, best_of, distinct_best
+from moe_prompt.estimation.base import FitResult, best_of, distinct_best
 from moe_prompt.measures.mixing_measure import MixingMeasure
 
 STARTS = 5

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt import normal_equations
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
+from moe_prompt.estimation import normal_equations
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
-from moe_prompt.normal_equations import Problem
 
 ATOMS, REPLICATES, DIM, OUTPUTS, STARTS = 2, 3, 5, 7, 11
 WIDTH = 256  # the least a chunk holds

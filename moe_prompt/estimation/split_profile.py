@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.func import jacrev
 
 from moe_prompt.errors import require
+from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import Dataset, RegressionModel
-from moe_prompt.normal_equations import Problem
 from moe_prompt.theory.identifiability import Nodes, jacobian_rank, quadrature
 from moe_prompt.theory.sigma2 import Atom
 from moe_prompt.theory.split_distance import Split

@@ -19,8 +19,8 @@ from moe_prompt.attention.prompts import (
     ReparameterizedPrefix,
 )
 from moe_prompt.errors import InputError
-from moe_prompt.estimators import LeastSquares
-from moe_prompt.fits import FitResult
+from moe_prompt.estimation.base import FitResult
+from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.models.covariates import EvenGrid, Uniform
 from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
 from moe_prompt.secant import SecantTerm

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.initializers import Initializer, NearTruth, Random
+from moe_prompt.estimation.starts import Initializer, NearTruth, Random
 from tests.small_study import models, study
 
 TRUTH = study.truths["vapt"].theta

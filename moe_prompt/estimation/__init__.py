@@ -1,0 +1,1 @@
+"""Least squares for many replicates at once."""
