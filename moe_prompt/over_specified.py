@@ -17,10 +17,10 @@ import torch
 from moe_prompt import judging
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator
+from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
 from moe_prompt.models.regression import Population
-from moe_prompt.newton import NewtonLeastSquares
 from moe_prompt.study import DATA, STARTS, Quantity, Study
 from moe_prompt.theory.split_law import SplitLaw, split_law
 

@@ -35,11 +35,11 @@ from experiments.benchmarks.machine import cpu_seconds, limit_loaded_threads
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.estimation.base import FitResult, best_of
 from moe_prompt.estimation.normal_equations import Problem
+from moe_prompt.estimation.over_specified.hessian import second_order
+from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
-from moe_prompt.newton import NewtonLeastSquares
-from moe_prompt.second_order import second_order
 
 DIM, FROZEN, PROMPTS, OUTPUTS = 3, 2, 2, 2
 NOISE, SPREAD, STARTS, APART = 0.02, 2.0, 16, 0.5

@@ -10,11 +10,11 @@ import torch
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.normal_equations import Problem
+from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
+from moe_prompt.estimation.over_specified.split_starts import SplitLeastSquares, fewer_atoms, split_starts
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.newton import NewtonLeastSquares
-from moe_prompt.split_starts import SplitLeastSquares, fewer_atoms, split_starts
 from moe_prompt.theory.quartic_forms import nearest_square
 
 DIM, NOISE, N = 3, 0.02, 701

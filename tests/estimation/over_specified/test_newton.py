@@ -8,16 +8,16 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from moe_prompt import trust_region
 from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, LinearGateExpert, PromptTokens
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.base import FitResult
 from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.over_specified import trust_region
+from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
-from moe_prompt.newton import NewtonLeastSquares
 
 DIM, OUTPUTS, ATOMS, REPLICATES, STARTS, SAMPLES = 3, 2, 2, 5, 7, 211
 NEWTON = NewtonLeastSquares(tolerance=1e-8)

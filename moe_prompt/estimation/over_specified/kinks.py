@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from moe_prompt.estimation.least_squares import TINY
-from moe_prompt.trust_region import FLAT, NIL, TrustRegion
+from moe_prompt.estimation.over_specified.trust_region import FLAT, NIL, TrustRegion
 
 RADIUS = 10 * NIL  # of the tolerance
 JUMP = 10.0  # radii: what changes less is smooth

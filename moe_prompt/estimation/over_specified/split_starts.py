@@ -27,9 +27,9 @@ from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator, FitResult, best_of
 from moe_prompt.estimation.least_squares import check
 from moe_prompt.estimation.normal_equations import Problem
+from moe_prompt.estimation.over_specified.hessian import second_order
+from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares, spare_starts
 from moe_prompt.models.regression import Dataset, RegressionModel
-from moe_prompt.newton import NewtonLeastSquares, spare_starts
-from moe_prompt.second_order import second_order
 from moe_prompt.theory.quartic_forms import nearest_square
 from moe_prompt.theory.sigma2 import Atom
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.optimize import lsq_linear
 
-from moe_prompt import trust_region
-from moe_prompt.charts import Layout
 from moe_prompt.estimation.normal_equations import Problem
-from moe_prompt.trust_region import TrustRegion
+from moe_prompt.estimation.over_specified import trust_region
+from moe_prompt.estimation.over_specified.split_coordinates import Layout
+from moe_prompt.estimation.over_specified.trust_region import TrustRegion
 
 PROBLEMS, SIZE, ROWS, SHIFT = 300, 6, 9, 1e3
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, PrefixPrompt
-from moe_prompt.charts import LEAST, MOST, TRADE, Chart, Layout
+from moe_prompt.estimation.over_specified.split_coordinates import LEAST, MOST, TRADE, Chart, Layout
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 
 ATOMS, DIM, PROBLEMS = 3, 5, 7

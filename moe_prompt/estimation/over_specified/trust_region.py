@@ -2,12 +2,12 @@ r"""Newton's method in a trust region, within a box, for a batch of least-square
 
     step = argmin { g's + 1/2 s'Hs : |D s| <= radius },     H = J'J + sum_i r_i d2 f_i,  D^2 = diag J'J
 
-Steps are taken in coordinates in which the valleys of an over-specified fit are straight (:mod:`moe_prompt.charts`); a
+Steps are taken in coordinates in which the valleys of an over-specified fit are straight (:mod:`moe_prompt.estimation.over_specified.split_coordinates`); a
 step that leaves a valley all the same, as the box bends those of families that are not identifiable, goes back to its
 floor before it is judged. A point where the gradient vanishes and H has a negative eigenvalue is left along that
 eigenvector. What a step would push out of the box is held on the boundary; where descent points inwards at the end it
 is released, and not held again before it has left. A problem is stuck where no step lowers its objective until the
-radius is nothing beside the tolerance; :mod:`moe_prompt.kinks` asks why.
+radius is nothing beside the tolerance; :mod:`moe_prompt.estimation.over_specified.kinks` asks why.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_prompt.charts import Chart, Layout
 from moe_prompt.estimation.least_squares import ROUNDING, TINY
 from moe_prompt.estimation.normal_equations import Problem
-from moe_prompt.second_order import second_order
+from moe_prompt.estimation.over_specified.hessian import second_order
+from moe_prompt.estimation.over_specified.split_coordinates import Chart, Layout
 
 FLAT, BENT = 1e-12, 1e-9  # of the largest eigenvalue: what is flat in a step; what is bent down at a saddle
 NARROW, NIL = 1e-11, 1e-4  # a radius at which no step is left: an absolute one, and of the tolerance
@@ -46,7 +46,9 @@ class TrustRegion:
         self.done, self.stuck, self.broken, self.saddle, self.escaped = (none.clone() for _ in range(5))
         self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
         self.released = self.held.clone()  # let go since the last move
-        self.kink = torch.full_like(self.objective, torch.nan)  # of stuck problems, see moe_prompt.kinks
+        self.kink = torch.full_like(
+            self.objective, torch.nan
+        )  # of stuck problems, see moe_prompt.estimation.over_specified.kinks
         self.done |= ~self.gram.isfinite().all((1, 2))
         self.objective[self.done] = torch.inf
         self.stale = ~self.done  # where the quadratic model is not that of theta

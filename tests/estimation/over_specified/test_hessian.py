@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt import second_order as module
 from moe_prompt.attention.activations import ACTIVATIONS, Activation
 from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
 from moe_prompt.attention.prompts import (
@@ -21,8 +20,9 @@ from moe_prompt.attention.prompts import (
 )
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.normal_equations import Problem
+from moe_prompt.estimation.over_specified import hessian as module
+from moe_prompt.estimation.over_specified.hessian import atom_places, second_order
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
-from moe_prompt.second_order import atom_places, second_order
 from moe_prompt.theory.families import FAMILIES
 
 DIM, OUTPUTS, ATOMS, REPLICATES, STARTS = 3, 5, 3, 3, 2
