@@ -108,7 +108,7 @@ class TopKMixing(_Softmax[TopKGate]):
        that move no boundary, once the boundaries are known.
     3. On a sample, the objective is smooth between the theta at which some x_i changes sides and jumps there, in O(n)
        pieces. A method that follows derivatives stops at a jump that it cannot pass, has no rate, and says so
-       itself; :mod:`moe_prompt.top_one` does not follow them alone.
+       itself; :mod:`moe_prompt.estimation.top_one.least_squares` does not follow them alone.
     """
 
     averages_queries = True

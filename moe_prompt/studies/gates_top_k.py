@@ -23,8 +23,8 @@ from dataclasses import replace
 from moe_prompt.attention.gates import TopKGate
 from moe_prompt.choices import ChoiceStudy
 from moe_prompt.estimation.starts import Random
+from moe_prompt.estimation.top_one.least_squares import TopOneLeastSquares
 from moe_prompt.studies.over_specified_settings import BOX, SIZES, truth
-from moe_prompt.top_one import TopOneLeastSquares
 
 NOISE, RAISED = 0.5, 2.0
 

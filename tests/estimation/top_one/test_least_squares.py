@@ -13,10 +13,10 @@ from moe_prompt.attention.prompts import FlatAdaptivePrompt
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
+from moe_prompt.estimation.top_one.least_squares import TopOneLeastSquares
+from moe_prompt.estimation.top_one.local_quadratic import _least_distance, _ray
 from moe_prompt.models.regression import Dataset
 from moe_prompt.studies import load
-from moe_prompt.top_one import TopOneLeastSquares
-from moe_prompt.top_one_local import _least_distance, _ray
 
 TRUTH = load("gates-top-k").truths["top-1"]
 REPLICATES, N = 11, 503

@@ -26,9 +26,9 @@ from torch import Tensor
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator, FitResult
 from moe_prompt.estimation.least_squares import check
+from moe_prompt.estimation.top_one.local_quadratic import Local
+from moe_prompt.estimation.top_one.sample import Sample
 from moe_prompt.models.regression import Dataset, RegressionModel
-from moe_prompt.top_one_local import Local
-from moe_prompt.top_one_sample import Sample
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from moe_prompt.top_one_sample import Sample, own_equations
+from moe_prompt.estimation.top_one.sample import Sample, own_equations
 
 DECIDED = 20.0  # s^2
 MARGIN = 1e-10  # of a score: an observation on the boundary would be chosen by rounding
