@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import singledispatch
 
 from moe_prompt.choices import ChoiceStudy
-from moe_prompt.likelihood import LikelihoodStudy
 from moe_prompt.over_specified import OverSpecifiedStudy
 from moe_prompt.rates import RateStudy
+from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
 from moe_prompt.study import Study
 from moe_prompt.summaries import CellSummary
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from moe_prompt import archive
 from moe_prompt.captions import caption
 from moe_prompt.errors import InputError
-from moe_prompt.likelihood import LikelihoodStudy
+from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
 from moe_prompt.study import Quantity, Study
 from moe_prompt.summaries import CellSummary, summarize
 from moe_prompt.theory.families import EXPERTS, FAMILIES

@@ -10,7 +10,7 @@ from experiments.benchmarks.__main__ import BENCHMARKS, main
 from experiments.benchmarks.em import CELLS, Timing, agreement, draw, population, ratios, reaches
 from experiments.benchmarks.flexmix import Flexmix, parse, versions
 from experiments.benchmarks.machine import THREADS
-from moe_prompt.expectation_maximization import ExpectationMaximization
+from moe_prompt.likelihood.expectation_maximization import ExpectationMaximization
 
 
 @pytest.fixture(autouse=True)

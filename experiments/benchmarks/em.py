@@ -30,9 +30,9 @@ from torch import Tensor
 from experiments.benchmarks.flexmix import Flexmix, Timing, versions
 from experiments.benchmarks.machine import cpu_seconds, limit_loaded_threads
 from moe_prompt.estimation.base import FitResult
-from moe_prompt.expectation_maximization import ExpectationMaximization
-from moe_prompt.mixture import GaussianMoE
-from moe_prompt.mixture_population import MixturePopulation
+from moe_prompt.likelihood.expectation_maximization import ExpectationMaximization
+from moe_prompt.likelihood.models import GaussianMoE
+from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.models.covariates import EvenGrid, Uniform
 from moe_prompt.models.regression import Dataset
 

@@ -18,11 +18,11 @@ in losses over translations of the gate, and in leaving out four experts, whose 
 
 from __future__ import annotations
 
-from moe_prompt.likelihood import Contender, LikelihoodStudy
-from moe_prompt.mixture import GaussianMoE
+from moe_prompt.likelihood.models import GaussianMoE
+from moe_prompt.likelihood.published_em import PublishedEM
+from moe_prompt.likelihood.starts import BesideTruth
 from moe_prompt.mixture_judging import SoftmaxGaussianJudge
-from moe_prompt.mixture_starts import BesideTruth
-from moe_prompt.published_em import PublishedEM
+from moe_prompt.studies.kinds.likelihood import Contender, LikelihoodStudy
 from moe_prompt.studies.softmax_gaussian import SIZES, truth
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.mixture import GatedMixture, GaussianMoE
-from moe_prompt.mixture_population import MixturePopulation
+from moe_prompt.likelihood.models import GatedMixture, GaussianMoE
+from moe_prompt.likelihood.population import MixturePopulation
 
 
 class MixtureStarts(ABC):

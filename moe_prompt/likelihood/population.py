@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.mixture import GatedMixture
+from moe_prompt.likelihood.models import GatedMixture
 from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.regression import Dataset
 

@@ -11,9 +11,9 @@ from torch.autograd.functional import hessian, jacobian
 from moe_prompt.attention.activations import activation
 from moe_prompt.errors import InputError
 from moe_prompt.frozen_density import FrozenDensity
-from moe_prompt.louis import Observations
-from moe_prompt.mixture import ContaminatedMoE, GaussianMoE
-from moe_prompt.mixture_population import MixturePopulation
+from moe_prompt.likelihood.louis_information import Observations
+from moe_prompt.likelihood.models import ContaminatedMoE, GaussianMoE
+from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
 
 REPLICATES, SAMPLES, DIM = 3, 17, 5
@@ -122,13 +122,13 @@ def test_complete_information_is_the_expected_one_given_the_component():
 
 @pytest.mark.parametrize("n", [4096 + 5, 3])
 def test_long_and_short_samples_are_cut_into_pieces_without_trace(n, monkeypatch):
-    monkeypatch.setattr("moe_prompt.louis.CHUNK", 1000)
+    monkeypatch.setattr("moe_prompt.likelihood.louis_information.CHUNK", 1000)
     model = GaussianMoE(2, 1)
     x, y = data(1, n)
     theta = normal(4, REPLICATES, model.num_parameters)
     pieces = Observations(model, x, y).sums(theta, torch.arange(REPLICATES))
     assert torch.allclose(pieces.log_likelihood, model.log_density(theta, x, y).sum(1), rtol=1e-11)
-    monkeypatch.setattr("moe_prompt.louis.CHUNK", 10**9)
+    monkeypatch.setattr("moe_prompt.likelihood.louis_information.CHUNK", 10**9)
     whole = Observations(model, x, y).sums(theta, torch.arange(REPLICATES))
     assert torch.allclose(pieces.observed, whole.observed, rtol=1e-9, atol=1e-7)
 

@@ -13,19 +13,19 @@ from scipy import integrate, stats
 
 from moe_prompt import studies
 from moe_prompt.errors import InputError
-from moe_prompt.expectation_maximization import ExpectationMaximization
 from moe_prompt.frozen_density import FrozenDensity
-from moe_prompt.likelihood import Contender, Fixed, LikelihoodStudy, Truth
+from moe_prompt.likelihood.cramer_rao import bound_at, information, power_law
+from moe_prompt.likelihood.expectation_maximization import ExpectationMaximization
+from moe_prompt.likelihood.losses import HellingerDistance, SoftmaxVoronoiLoss
+from moe_prompt.likelihood.models import ContaminatedMoE, GaussianMoE
+from moe_prompt.likelihood.population import MixturePopulation
+from moe_prompt.likelihood.starts import Scattered
 from moe_prompt.measures.mixing_measure import MixingMeasure
-from moe_prompt.mixture import ContaminatedMoE, GaussianMoE
-from moe_prompt.mixture_bounds import bound_at, information, power_law
 from moe_prompt.mixture_judging import ContaminatedJudge, SoftmaxGaussianJudge
-from moe_prompt.mixture_losses import HellingerDistance, SoftmaxVoronoiLoss
-from moe_prompt.mixture_population import MixturePopulation
-from moe_prompt.mixture_starts import Scattered
 from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
 from moe_prompt.results import Results
 from moe_prompt.runner import run
+from moe_prompt.studies.kinds.likelihood import Contender, Fixed, LikelihoodStudy, Truth
 from moe_prompt.summaries import summarize
 
 TRUTH = torch.tensor([-1.0, 3.0, 1.5, -2.0, -0.5, 2.0, -1.2, -0.9], dtype=torch.float64)

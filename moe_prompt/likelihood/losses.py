@@ -12,9 +12,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from moe_prompt.errors import require
+from moe_prompt.likelihood.models import GaussianMoE
 from moe_prompt.measures.losses import Loss
 from moe_prompt.measures.mixing_measure import MixingMeasure, require_same_parameters
-from moe_prompt.mixture import GaussianMoE
 from moe_prompt.models.covariates import Covariates
 
 POWERS = torch.tensor([0, 1, 4, 6, 7])

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator, FitResult, best_of
-from moe_prompt.louis import CHUNK, Observations, Sums
-from moe_prompt.m_step import FLAT, gate_maximum, positive_solve, scoring_step
-from moe_prompt.mixture import GatedMixture, GaussianMoE
+from moe_prompt.likelihood.louis_information import CHUNK, Observations, Sums
+from moe_prompt.likelihood.m_steps import FLAT, gate_maximum, positive_solve, scoring_step
+from moe_prompt.likelihood.models import GatedMixture, GaussianMoE
 from moe_prompt.models.regression import Dataset
 
 

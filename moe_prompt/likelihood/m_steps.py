@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from moe_prompt.louis import Sums, pair_index
-from moe_prompt.mixture import GatedMixture
+from moe_prompt.likelihood.louis_information import Sums, pair_index
+from moe_prompt.likelihood.models import GatedMixture
 
 FLAT = 1e-9  # information below this share of the complete one, or of one observation, is none
 

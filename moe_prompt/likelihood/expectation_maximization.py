@@ -24,9 +24,9 @@ from torch import Tensor
 
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator, FitResult
-from moe_prompt.louis import Observations, Sums
-from moe_prompt.m_step import FLAT, positive_solve, scoring_step
-from moe_prompt.mixture import GatedMixture
+from moe_prompt.likelihood.louis_information import Observations, Sums
+from moe_prompt.likelihood.m_steps import FLAT, positive_solve, scoring_step
+from moe_prompt.likelihood.models import GatedMixture
 from moe_prompt.models.regression import Dataset
 
 ROUNDING = torch.finfo(torch.float64).eps

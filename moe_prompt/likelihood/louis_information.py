@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from moe_prompt.frozen_density import HALF_LOG_2PI
-from moe_prompt.mixture import GatedMixture
+from moe_prompt.likelihood.models import GatedMixture
 
 CHUNK = 12_288  # observations that are worked on together: their weights stay in cache
 

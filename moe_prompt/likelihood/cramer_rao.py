@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from moe_prompt.louis import Observations
-from moe_prompt.mixture_population import MixturePopulation
+from moe_prompt.likelihood.louis_information import Observations
+from moe_prompt.likelihood.population import MixturePopulation
 
 DRAWS = 200_000
 ERRORS = 4000  # from which the mean of a norm is taken: one percent
