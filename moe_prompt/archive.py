@@ -15,7 +15,7 @@ import pandas as pd
 
 from moe_prompt.errors import InputError, require
 from moe_prompt.results import Results, columns_of
-from moe_prompt.study import Study
+from moe_prompt.studies.base import Study
 
 FORMATS = ("csv", "parquet")
 

@@ -29,7 +29,7 @@ from moe_prompt.errors import require
 from moe_prompt.estimation.base import FitResult
 from moe_prompt.models.regression import Dataset, Population, RegressionModel
 from moe_prompt.rates import RateStudy
-from moe_prompt.study import DATA, STARTS, Quantity
+from moe_prompt.studies.base import DATA, STARTS, Quantity
 from moe_prompt.theory.identifiability import information
 
 KNOWN = "bound where the boundary is known"

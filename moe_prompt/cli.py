@@ -20,7 +20,7 @@ from moe_prompt.vision.commands import app as classify_app
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from moe_prompt.study import Study
+    from moe_prompt.studies.base import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 study_app = typer.Typer(no_args_is_help=True, help="Rate studies: error against sample size.")
@@ -49,7 +49,7 @@ def main() -> None:
 @study_app.command("list")
 def study_list() -> None:
     """Name and claim of every study."""
-    from moe_prompt.studies import NAMES, load
+    from moe_prompt.studies.loading import NAMES, load
 
     for name in NAMES:
         study = load(name)
@@ -226,7 +226,7 @@ def figures(
     from moe_prompt.drawing import draw
     from moe_prompt.plotting_sequences import draw_sequences
     from moe_prompt.plotting_windows import draw_windows
-    from moe_prompt.studies import NAMES, load
+    from moe_prompt.studies.loading import NAMES, load
 
     drawn = 0
     suffixes = (".png", ".pdf")
@@ -257,7 +257,7 @@ def theory(
 ) -> None:
     """Write the page of what theory predicts beside what was measured, from exported rows: half a minute."""
     from moe_prompt import theory_table
-    from moe_prompt.studies import NAMES, load
+    from moe_prompt.studies.loading import NAMES, load
     from moe_prompt.theory import families
 
     require(rows.is_dir(), f"no folder {rows} of exported rows: name one with --rows.")
@@ -268,7 +268,7 @@ def theory(
 
 
 def _study(name: str, quick: bool, seed: int | None) -> Study:
-    from moe_prompt.studies import load
+    from moe_prompt.studies.loading import load
 
     study = load(name)
     study = study if seed is None else replace(study, seed=seed)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from moe_prompt.over_specified import OverSpecifiedStudy
 from moe_prompt.plotting import draw_rates
 from moe_prompt.plotting_over import draw_over_specified
-from moe_prompt.study import Study
+from moe_prompt.studies.base import Study
 
 
 @singledispatch

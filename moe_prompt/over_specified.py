@@ -21,7 +21,7 @@ from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
 from moe_prompt.models.regression import Population
-from moe_prompt.study import DATA, STARTS, Quantity, Study
+from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
 from moe_prompt.theory.split_law import SplitLaw, split_law
 
 SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from moe_prompt.captions import caption
 from moe_prompt.slopes import fit_rate
-from moe_prompt.study import Study
+from moe_prompt.studies.base import Study
 from moe_prompt.summaries import CellSummary, by_size, summarize
 
 INK, START, LINE, FIT = "#1f5a94", "#b0b0b0", "#c1440e", "#222222"

@@ -12,9 +12,9 @@ from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Initializer, Random
-from moe_prompt.fingerprint import fingerprint
 from moe_prompt.models.regression import Population, RegressionModel
-from moe_prompt.study import DATA, STARTS, Quantity, Study
+from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
+from moe_prompt.studies.fingerprint import fingerprint
 
 SEARCH = 50_000  # observations whose fit costs as much as the search from random starts at the first rung
 RISK = r"excess risk  E$|\hat f-f_*|^2$"

@@ -28,7 +28,7 @@ from scipy.stats import t as student
 
 from moe_prompt.errors import choose, require
 from moe_prompt.slopes import RateFit, fit_rate
-from moe_prompt.study import Quantity, Study
+from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.summaries import aligned, by_size
 
 INTERPOLATED, EXTRAPOLATED = "between sizes", "extrapolated"

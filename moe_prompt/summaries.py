@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from moe_prompt.slopes import RateFit, fit_rate
-from moe_prompt.study import Quantity, Study
+from moe_prompt.studies.base import Quantity, Study
 
 Limits = Mapping[str, Any]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from moe_prompt import archive
 from moe_prompt.captions import caption
 from moe_prompt.errors import InputError
+from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
-from moe_prompt.study import Quantity, Study
 from moe_prompt.summaries import CellSummary, summarize
 from moe_prompt.theory.families import EXPERTS, FAMILIES
 from moe_prompt.theory.report import FamilyReport

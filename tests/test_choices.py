@@ -13,7 +13,7 @@ from moe_prompt.attention.gates import SoftmaxGate
 from moe_prompt.choices import boundary, judge
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.base import FitResult
-from moe_prompt.studies import load
+from moe_prompt.studies.loading import load
 
 STUDY = load("gates-top-k")
 TRUTH = STUDY.truths["top-1"]

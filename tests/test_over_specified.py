@@ -17,7 +17,7 @@ from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
 from moe_prompt.results import Results
-from moe_prompt.study import DATA, STARTS
+from moe_prompt.studies.base import DATA, STARTS
 from moe_prompt.summaries import summarize
 from moe_prompt.theory.split_law import split_law
 from tests.small_over_specified import study

@@ -14,7 +14,7 @@ from moe_prompt.pilot import pilot
 from moe_prompt.planning import plan, render, seconds_per_fit
 from moe_prompt.results import Results
 from moe_prompt.slopes import fit_rate
-from moe_prompt.study import Quantity
+from moe_prompt.studies.base import Quantity
 from moe_prompt.summaries import by_size
 from tests.planted_rows import planted_rows
 from tests.small_study import study

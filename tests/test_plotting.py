@@ -13,7 +13,7 @@ from moe_prompt.captions import caption
 from moe_prompt.cli import _save
 from moe_prompt.errors import InputError
 from moe_prompt.plotting import draw_rates, write
-from moe_prompt.studies import load
+from moe_prompt.studies.loading import load
 from moe_prompt.summaries import summarize
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study

@@ -14,8 +14,8 @@ from moe_prompt.errors import InputError
 from moe_prompt.likelihood.starts import BesideTruth, Scattered
 from moe_prompt.over_specified import OverSpecifiedStudy
 from moe_prompt.rates import RateStudy
-from moe_prompt.studies import NAMES, load
 from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
+from moe_prompt.studies.loading import NAMES, load
 from moe_prompt.studies.vpt_vs_vapt import NOISE
 from moe_prompt.theory.sigma2 import sigma_2
 

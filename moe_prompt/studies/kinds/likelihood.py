@@ -19,7 +19,7 @@ from moe_prompt.likelihood.expectation_maximization import ExpectationMaximizati
 from moe_prompt.likelihood.models import GatedMixture
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.starts import MixtureStarts
-from moe_prompt.study import DATA, STARTS, Limits, Quantity, Study
+from moe_prompt.studies.base import DATA, STARTS, Limits, Quantity, Study
 
 SEARCH = 30_000  # observations whose fit costs as much as the search from random starts at the first rung
 

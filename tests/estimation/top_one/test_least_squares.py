@@ -16,7 +16,7 @@ from moe_prompt.estimation.starts import Random
 from moe_prompt.estimation.top_one.least_squares import TopOneLeastSquares
 from moe_prompt.estimation.top_one.local_quadratic import _least_distance, _ray
 from moe_prompt.models.regression import Dataset
-from moe_prompt.studies import load
+from moe_prompt.studies.loading import load
 
 TRUTH = load("gates-top-k").truths["top-1"]
 REPLICATES, N = 11, 503

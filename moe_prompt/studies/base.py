@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from moe_prompt.errors import require
-from moe_prompt.fingerprint import fingerprint
+from moe_prompt.studies.fingerprint import fingerprint
 
 DATA, STARTS = 0, 1
 """Streams of random numbers: data, the same for every estimator, and starts."""
