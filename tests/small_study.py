@@ -8,7 +8,7 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.rates import RateStudy
+from moe_prompt.studies.kinds.rates import RateStudy
 
 DIM, OUTPUTS, NODES = 2, 3, 21**2
 rng = np.random.default_rng(2)

@@ -16,9 +16,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from moe_prompt import archive, cli, plotting_sequences, studies
-from moe_prompt.rates import RateStudy
 from moe_prompt.results import KEY, Results
 from moe_prompt.runner import run as run_study
+from moe_prompt.studies.kinds.rates import RateStudy
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
 from tests.test_runner import assert_same_rows

@@ -17,9 +17,9 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.rates import RateStudy
 from moe_prompt.results import KEY, Results
 from moe_prompt.slopes import fit_rate
+from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.summaries import by_size, summarize
 from tests.small_study import study
 

@@ -12,9 +12,9 @@ from joblib.externals.loky.backend.reduction import dumps
 from moe_prompt import studies
 from moe_prompt.errors import InputError
 from moe_prompt.likelihood.starts import BesideTruth, Scattered
-from moe_prompt.over_specified import OverSpecifiedStudy
-from moe_prompt.rates import RateStudy
 from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
+from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
+from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.loading import NAMES, load
 from moe_prompt.studies.vpt_vs_vapt import NOISE
 from moe_prompt.theory.sigma2 import sigma_2

@@ -40,9 +40,9 @@ from moe_prompt.likelihood.expectation_maximization import ExpectationMaximizati
 from moe_prompt.likelihood.models import ContaminatedMoE
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.starts import Scattered
-from moe_prompt.mixture_judging import ContaminatedJudge
 from moe_prompt.models.covariates import Gaussian
 from moe_prompt.studies.kinds.likelihood import Contender, LikelihoodStudy, Truth
+from moe_prompt.studies.kinds.likelihood_scoring import ContaminatedJudge
 
 DIM, TAU = 8, 1.0
 SIZES = tuple(round(n) for n in np.geomspace(1e3, 1e5, 20))

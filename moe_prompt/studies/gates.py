@@ -24,7 +24,7 @@ from dataclasses import replace
 from moe_prompt.attention.gates import SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
-from moe_prompt.rates import RateStudy
+from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.over_specified_settings import BOX, FROZEN, NOISE, SIZES, truth
 
 PROMPTS = 2

@@ -2,7 +2,7 @@
 
 Claim: f jumps in x where the two prompts score alike, so that the hyperplane between them is learned as a change
 point, n^{-1}, and the other p - q = 5 directions of theta at n^{-1/2}, with the constants of a known hyperplane. The
-Cramer-Rao bound of E[J'J] is no bound here and is not drawn (moe_prompt/models/gating.py, moe_prompt/choices.py).
+Cramer-Rao bound of E[J'J] is no bound here and is not drawn (moe_prompt/models/gating.py, moe_prompt/studies/kinds/top_k.py).
 
 Command: moe-prompt study run gates-top-k      (--quick for a picture in a minute)
 Cost:    500 fits, 6 CPU minutes: log in experiments/results/gates-top-k.json
@@ -21,9 +21,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moe_prompt.attention.gates import TopKGate
-from moe_prompt.choices import ChoiceStudy
 from moe_prompt.estimation.starts import Random
 from moe_prompt.estimation.top_one.least_squares import TopOneLeastSquares
+from moe_prompt.studies.kinds.top_k import ChoiceStudy
 from moe_prompt.studies.over_specified_settings import BOX, SIZES, truth
 
 NOISE, RAISED = 0.5, 2.0

@@ -16,7 +16,7 @@ fit costs four CPU seconds.
 
 from __future__ import annotations
 
-from moe_prompt.over_specified import OverSpecifiedStudy
+from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.studies.over_specified_settings import SMOOTH, study
 
 

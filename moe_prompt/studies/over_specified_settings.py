@@ -28,7 +28,7 @@ from moe_prompt.estimation.over_specified.split_starts import SplitLeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.over_specified import OverSpecifiedStudy
+from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 
 DIM, FROZEN, OUTPUTS, SPREAD, BOX, NOISE = 3, 2, 2, 2.0, 3.0, 0.02
 SIZES = (1000, 3162, 10_000, 31_623, 100_000)

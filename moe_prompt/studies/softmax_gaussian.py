@@ -31,9 +31,9 @@ from moe_prompt.likelihood.expectation_maximization import ExpectationMaximizati
 from moe_prompt.likelihood.models import GaussianMoE
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.starts import Scattered
-from moe_prompt.mixture_judging import SoftmaxGaussianJudge
 from moe_prompt.models.covariates import EvenGrid
 from moe_prompt.studies.kinds.likelihood import Contender, Fixed, LikelihoodStudy
+from moe_prompt.studies.kinds.likelihood_scoring import SoftmaxGaussianJudge
 
 SIZES = tuple(round(n) for n in np.geomspace(1e2, 1e5, 13))
 TRUTH = [-8.0, 25.0, 15.0, -20.0, -5.0, 20.0, math.log(0.3), math.log(0.4)]

@@ -21,8 +21,8 @@ from __future__ import annotations
 from moe_prompt.likelihood.models import GaussianMoE
 from moe_prompt.likelihood.published_em import PublishedEM
 from moe_prompt.likelihood.starts import BesideTruth
-from moe_prompt.mixture_judging import SoftmaxGaussianJudge
 from moe_prompt.studies.kinds.likelihood import Contender, LikelihoodStudy
+from moe_prompt.studies.kinds.likelihood_scoring import SoftmaxGaussianJudge
 from moe_prompt.studies.softmax_gaussian import SIZES, truth
 
 

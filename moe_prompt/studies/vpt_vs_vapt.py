@@ -29,7 +29,7 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Covariates, Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.rates import RateStudy
+from moe_prompt.studies.kinds.rates import RateStudy
 
 DIM, FROZEN, PROMPTS, RANK, OUTPUTS = 4, 3, 2, 2, 2
 NOISE, SPREAD, BOX = 0.02, 2.0, 3.0

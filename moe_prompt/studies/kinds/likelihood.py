@@ -14,12 +14,12 @@ from torch import Tensor
 
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator, FitResult
-from moe_prompt.judging import Columns, rows_of
 from moe_prompt.likelihood.expectation_maximization import ExpectationMaximization
 from moe_prompt.likelihood.models import GatedMixture
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.starts import MixtureStarts
 from moe_prompt.studies.base import DATA, STARTS, Limits, Quantity, Study
+from moe_prompt.studies.kinds.scoring import Columns, rows_of
 
 SEARCH = 30_000  # observations whose fit costs as much as the search from random starts at the first rung
 

@@ -21,15 +21,15 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.func import jacrev
 
-from moe_prompt import judging
-from moe_prompt.asymptotics import CellLimits, loss_constant
 from moe_prompt.attention.gates import TopKGate
 from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import FitResult
 from moe_prompt.models.regression import Dataset, Population, RegressionModel
-from moe_prompt.rates import RateStudy
 from moe_prompt.studies.base import DATA, STARTS, Quantity
+from moe_prompt.studies.kinds import scoring
+from moe_prompt.studies.kinds.cell_limits import CellLimits, loss_constant
+from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.theory.identifiability import information
 
 KNOWN = "bound where the boundary is known"
@@ -96,13 +96,13 @@ class ChoiceStudy(RateStudy):
         data = population.sample(n, rngs[DATA])
         starts = self.starts.starts(model, None, rngs[STARTS])
         fit, target = self.estimator.fit(model, data, starts), population.noiseless(self.nodes)
-        judged = judging.risk_columns(population, fit, data, starts[:, 0], target)
-        judged |= judging.exact_columns(population, fit, starts[:, 0], limits, n) | judge(population, fit, target)
-        judged["missed"] = judging.missed(fit, judging.misfit(population, data))
-        return judging.rows_of(fit, dict.fromkeys(self.columns) | judged)
+        judged = scoring.risk_columns(population, fit, data, starts[:, 0], target)
+        judged |= scoring.exact_columns(population, fit, starts[:, 0], limits, n) | judge(population, fit, target)
+        judged["missed"] = scoring.missed(fit, scoring.misfit(population, data))
+        return scoring.rows_of(fit, dict.fromkeys(self.columns) | judged)
 
 
-def judge(population: Population, fit: FitResult, target: Dataset) -> judging.Columns:
+def judge(population: Population, fit: FitResult, target: Dataset) -> scoring.Columns:
     """The hyperplane's error, and the risk where estimate and truth choose alike, whatever the prompts' order."""
     model, weights = population.model, target.weights
     assert weights is not None

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from moe_prompt import judging
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
@@ -22,6 +21,7 @@ from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
 from moe_prompt.models.regression import Population
 from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
+from moe_prompt.studies.kinds import scoring
 from moe_prompt.theory.split_law import SplitLaw, split_law
 
 SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung
@@ -142,15 +142,15 @@ class OverSpecifiedStudy(Study):
         rngs = {stream: [self.rng(truth, n, r, stream) for r in replicates] for stream in (DATA, STARTS)}
         data = population.sample(n, rngs[DATA])
         fit = self.estimator.fit(model, data, self.starts.starts(model, None, rngs[STARTS]))
-        true, at_truth = population.model.measure(population.theta), judging.misfit(population, data)
-        judged: judging.Columns = {
+        true, at_truth = population.model.measure(population.theta), scoring.misfit(population, data)
+        judged: scoring.Columns = {
             "parameter_loss": VoronoiLoss(model.symmetry)(fit.measure, true),
             "split_error": split_error(fit.measure, true, model.symmetry).amax(-1),
             "first_moment_error": first_moment_error(fit.measure, true, model.symmetry),
-            "function_error": judging.risk(model, fit.theta, population.noiseless(self.nodes)).sqrt(),
+            "function_error": scoring.risk(model, fit.theta, population.noiseless(self.nodes)).sqrt(),
             "least_mass": fit.measure.weights.amin(-1),
             "objective_at_truth": at_truth,
-            "missed": judging.missed(fit, at_truth),
+            "missed": scoring.missed(fit, at_truth),
             "escaped": torch.zeros_like(fit.converged) if fit.escaped is None else fit.escaped,
         }
-        return judging.rows_of(fit, judged)
+        return scoring.rows_of(fit, judged)

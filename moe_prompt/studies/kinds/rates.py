@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from moe_prompt import judging
-from moe_prompt.asymptotics import CellLimits, matched_limits, projection_limits
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator
 from moe_prompt.estimation.least_squares import LeastSquares
@@ -15,6 +13,8 @@ from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.models.regression import Population, RegressionModel
 from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
 from moe_prompt.studies.fingerprint import fingerprint
+from moe_prompt.studies.kinds import scoring
+from moe_prompt.studies.kinds.cell_limits import CellLimits, matched_limits, projection_limits
 
 SEARCH = 50_000  # observations whose fit costs as much as the search from random starts at the first rung
 RISK = r"excess risk  E$|\hat f-f_*|^2$"
@@ -112,10 +112,10 @@ class RateStudy(Study):
         starts = self.starts.starts(model, population.theta if matched else None, rngs[STARTS])
         fit, first = self.estimator.fit(model, data, starts), starts[:, 0]
         target = population.noiseless(self.nodes)
-        columns = dict.fromkeys(self.columns) | judging.risk_columns(population, fit, data, first, target)
+        columns = dict.fromkeys(self.columns) | scoring.risk_columns(population, fit, data, first, target)
         if matched:
-            columns |= judging.exact_columns(population, fit, first, limits, n)
-            columns["missed"] = judging.missed(fit, judging.misfit(population, data))
+            columns |= scoring.exact_columns(population, fit, first, limits, n)
+            columns["missed"] = scoring.missed(fit, scoring.misfit(population, data))
         else:
-            columns["projection_risk"] = judging.projection_risk(fit, limits.projection, target)
-        return judging.rows_of(fit, columns)
+            columns["projection_risk"] = scoring.projection_risk(fit, limits.projection, target)
+        return scoring.rows_of(fit, columns)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_prompt.asymptotics import CellLimits
 from moe_prompt.estimation.base import FitResult
 from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.regression import Dataset, Population, RegressionModel
+from moe_prompt.studies.kinds.cell_limits import CellLimits
 
 FITTED = ("objective", "converged", "at_boundary", "steps", "gradient_norm", "offset")
 Columns = dict[str, Tensor | None]

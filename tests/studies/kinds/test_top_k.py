@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt.asymptotics import matched_limits
 from moe_prompt.attention.gates import SoftmaxGate
-from moe_prompt.choices import boundary, judge
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.base import FitResult
+from moe_prompt.studies.kinds.cell_limits import matched_limits
+from moe_prompt.studies.kinds.top_k import boundary, judge
 from moe_prompt.studies.loading import load
 
 STUDY = load("gates-top-k")

@@ -19,13 +19,13 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from moe_prompt.estimation.base import FitResult
-from moe_prompt.judging import Columns
 from moe_prompt.likelihood.cramer_rao import bound_at, power_law
 from moe_prompt.likelihood.losses import HellingerDistance, SoftmaxVoronoiLoss
 from moe_prompt.likelihood.models import ContaminatedMoE, GatedMixture, GaussianMoE
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.studies.base import Limits, Quantity
 from moe_prompt.studies.kinds.likelihood import Judge, Numbers
+from moe_prompt.studies.kinds.scoring import Columns
 
 BOUND = "Cramér-Rao prediction"
 ERRORS = {
