@@ -16,7 +16,7 @@ from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.loading import NAMES, load
-from moe_prompt.studies.vpt_vs_vapt import NOISE
+from moe_prompt.studies.named.vpt_vs_vapt import NOISE
 from moe_prompt.theory.sigma2 import sigma_2
 
 SMALL = Path(__file__).parent / "small_study.py"

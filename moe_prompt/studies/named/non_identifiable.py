@@ -26,7 +26,7 @@ Pilots of up to 24 replicates at n <= 1e4, with the seed of this study, settled 
 from __future__ import annotations
 
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
-from moe_prompt.studies.over_specified_settings import study
+from moe_prompt.studies.named.over_specified_settings import study
 
 FAMILIES = ("VPT, B singular", "prefix, non-shared", "VAPT, linear, r = 2")
 

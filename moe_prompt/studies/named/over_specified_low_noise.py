@@ -16,7 +16,7 @@ replicates at n <= 1e4, with the seed of this study, settled these.
 from __future__ import annotations
 
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
-from moe_prompt.studies.over_specified_settings import SMOOTH, study
+from moe_prompt.studies.named.over_specified_settings import SMOOTH, study
 
 
 def build() -> OverSpecifiedStudy:

@@ -19,7 +19,7 @@ splits. Pilots of up to 24 replicates at n <= 1e4, with the seed of this study, 
 from __future__ import annotations
 
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
-from moe_prompt.studies.over_specified_settings import study
+from moe_prompt.studies.named.over_specified_settings import study
 
 EXPERTS = ("linear expert", "constant expert", "tanh ridge")
 FAMILIES = tuple(f"{gate} + {expert}" for gate in ("linear gate", "NoRGa") for expert in EXPERTS)

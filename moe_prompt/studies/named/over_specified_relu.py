@@ -19,7 +19,7 @@ other seeds for the tolerance and of this study's for the rest, settled these.
 from __future__ import annotations
 
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
-from moe_prompt.studies.over_specified_settings import study
+from moe_prompt.studies.named.over_specified_settings import study
 
 
 def build() -> OverSpecifiedStudy:

@@ -28,7 +28,7 @@ from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import ImagePatches
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.studies.kinds.rates import RateStudy
-from moe_prompt.studies.vpt_vs_vapt import SIZES, generic_truth
+from moe_prompt.studies.named.vpt_vs_vapt import SIZES, generic_truth
 
 TOKENS, DIM, PROMPTS, RANK, OUTPUTS = 4, 4, 2, 1, 2
 

@@ -25,7 +25,7 @@ from moe_prompt.attention.gates import SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.studies.kinds.rates import RateStudy
-from moe_prompt.studies.over_specified_settings import BOX, FROZEN, NOISE, SIZES, truth
+from moe_prompt.studies.named.over_specified_settings import BOX, FROZEN, NOISE, SIZES, truth
 
 PROMPTS = 2
 GATES = {"softmax": SoftmaxGate(), "sigmoid": SigmoidGate(-math.log(FROZEN + PROMPTS)), "top-1": TopKGate(1)}

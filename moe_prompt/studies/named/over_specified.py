@@ -23,7 +23,7 @@ minimum.
 from __future__ import annotations
 
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
-from moe_prompt.studies.over_specified_settings import SMOOTH, study
+from moe_prompt.studies.named.over_specified_settings import SMOOTH, study
 
 
 def build() -> OverSpecifiedStudy:

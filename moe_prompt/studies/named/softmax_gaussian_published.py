@@ -23,7 +23,7 @@ from moe_prompt.likelihood.published_em import PublishedEM
 from moe_prompt.likelihood.starts import BesideTruth
 from moe_prompt.studies.kinds.likelihood import Contender, LikelihoodStudy
 from moe_prompt.studies.kinds.likelihood_scoring import SoftmaxGaussianJudge
-from moe_prompt.studies.softmax_gaussian import SIZES, truth
+from moe_prompt.studies.named.softmax_gaussian import SIZES, truth
 
 
 def build() -> LikelihoodStudy:

@@ -24,7 +24,7 @@ from moe_prompt.attention.gates import TopKGate
 from moe_prompt.estimation.starts import Random
 from moe_prompt.estimation.top_one.least_squares import TopOneLeastSquares
 from moe_prompt.studies.kinds.top_k import ChoiceStudy
-from moe_prompt.studies.over_specified_settings import BOX, SIZES, truth
+from moe_prompt.studies.named.over_specified_settings import BOX, SIZES, truth
 
 NOISE, RAISED = 0.5, 2.0
 

@@ -1,0 +1,1 @@
+"""The named studies, one file a claim."""
