@@ -68,9 +68,9 @@ def study_run(
     replicates: Annotated[Optional[int], typer.Option(help="The first so many only; the rest can follow.")] = None,
 ) -> None:
     """Compute the rows of a study that are not there yet."""
-    from moe_prompt import archive, runner
     from moe_prompt.progress import Progress
-    from moe_prompt.results import Results
+    from moe_prompt.studies.running import archive, runner
+    from moe_prompt.studies.running.database import Results
 
     study, workers = _study(name, quick, seed), _workers(jobs)
     study = study if replicates is None else replace(study, replicates=min(replicates, study.replicates))
@@ -102,8 +102,9 @@ def study_plan(
     json_: Json = False,
 ) -> None:
     """Before paying: what a study costs and how sharp its slopes will be, by its rows or a pilot of a minute."""
-    from moe_prompt import pilot, planning
+    from moe_prompt import planning
     from moe_prompt.progress import Progress
+    from moe_prompt.studies.running import pilot
 
     study, workers = _study(name, quick, seed), _workers(jobs)
     planning.check_width(width)
@@ -127,8 +128,9 @@ def study_show(
     json_: Json = False,
 ) -> None:
     """Slopes, efficiencies and floors of a study, and its figure."""
-    from moe_prompt import archive, sample_complexity, summaries
+    from moe_prompt import sample_complexity, summaries
     from moe_prompt.captions import caption
+    from moe_prompt.studies.running import archive
 
     require(target is not None or loss is None, "--loss belongs to a target: give the error you want with --target.")
     study = _study(name, quick, seed)
@@ -157,7 +159,7 @@ def study_export(
     format: Annotated[str, typer.Option(help="csv or parquet.")] = "csv",
 ) -> None:
     """Write the rows of a study as CSV or Parquet, with their provenance as JSON."""
-    from moe_prompt import archive
+    from moe_prompt.studies.running import archive
 
     for path in archive.export(_study(name, False, seed), out, format):
         print(path)
@@ -222,11 +224,11 @@ def figures(
     out: Annotated[Path, typer.Option(help="Folder to draw into.")] = FIGURES,
 ) -> None:
     """Redraw every figure from exported rows: the same rows give the same bytes."""
-    from moe_prompt import archive
     from moe_prompt.drawing import draw
     from moe_prompt.plotting_sequences import draw_sequences
     from moe_prompt.plotting_windows import draw_windows
     from moe_prompt.studies.loading import NAMES, load
+    from moe_prompt.studies.running import archive
 
     drawn = 0
     suffixes = (".png", ".pdf")

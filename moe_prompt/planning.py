@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_prompt import runner
 from moe_prompt.errors import require
 from moe_prompt.sharpness import scatter, slope_stderr
 from moe_prompt.studies.base import Quantity, Study
+from moe_prompt.studies.running import runner
 from moe_prompt.summaries import aligned, by_size
 
 WIDTH = 3.92  # standard errors in a 95 % interval
@@ -125,7 +125,7 @@ def plan(
     jobs: int = 1,
     width: float | None = None,
 ) -> Plan:
-    """What is left of a study and how sharp it will be, by rows that :func:`moe_prompt.pilot.sufficient` accepts.
+    """What is left of a study and how sharp it will be, by rows that :func:`moe_prompt.studies.running.pilot.sufficient` accepts.
 
     `done` are the coordinates of rows that a run need not compute. `width`: also the designs whose 95 % intervals are
     at most that wide, for every slope that is predicted. Raises InputError for jobs < 1 and a width that is not

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from moe_prompt.results import columns_of
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.kinds.over_specified import OverLimits, OverSpecifiedStudy
+from moe_prompt.studies.running.database import columns_of
 from tests.small_over_specified import study as small
 
 SIZES, REPLICATES = (67, 211, 683), 40

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from moe_prompt.results import columns_of
 from moe_prompt.studies.kinds.rates import RateStudy
+from moe_prompt.studies.running.database import columns_of
 
 NOTES = {
     "limits vpt vpt": {"parameters": 3, "floor": 0.0, "risk_constant": 2.0, "loss_constant": 3.0, "leverage": 5.0},

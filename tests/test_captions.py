@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_prompt.archive import load_evidence
 from moe_prompt.captions import caption
 from moe_prompt.studies.loading import load
+from moe_prompt.studies.running.archive import load_evidence
 from moe_prompt.summaries import summarize
 from tests.planted_over import NOTES, PLAIN_NOTES, REPLICATES, SIZES, over, plain, planted_over, planted_plain
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from moe_prompt import archive, cli, plotting_sequences, studies
-from moe_prompt.results import KEY, Results
-from moe_prompt.runner import run as run_study
+from moe_prompt import cli, plotting_sequences, studies
 from moe_prompt.studies.kinds.rates import RateStudy
+from moe_prompt.studies.running import archive
+from moe_prompt.studies.running.database import KEY, Results
+from moe_prompt.studies.running.runner import run as run_study
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
-from tests.test_runner import assert_same_rows
+from tests.studies.running.test_runner import assert_same_rows
 
 SMALL = Path(__file__).parent / "small_study.py"
 PHOTO = Path(str(files("sklearn.datasets") / "images" / "china.jpg"))

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 import typer
 
-from moe_prompt import cli, runner, studies
-from moe_prompt.archive import load_evidence
+from moe_prompt import cli, studies
 from moe_prompt.captions import caption
-from moe_prompt.results import Results
+from moe_prompt.studies.running import runner
+from moe_prompt.studies.running.archive import load_evidence
+from moe_prompt.studies.running.database import Results
 from moe_prompt.summaries import summarize
 
 ROOT = Path(__file__).parent.parent

@@ -10,10 +10,10 @@ import pytest
 
 from moe_prompt import cli, studies
 from moe_prompt.errors import InputError
-from moe_prompt.results import columns_of
 from moe_prompt.slopes import fit_rate
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.named import contaminated
+from moe_prompt.studies.running.database import columns_of
 from moe_prompt.theory import families
 from moe_prompt.theory.report import FamilyReport
 from moe_prompt.theory_table import document, excess_atoms, family_of, measured

@@ -164,6 +164,6 @@ def _row(
 
 @cache
 def _environment() -> dict[str, Any]:
-    from moe_prompt.archive import environment
+    from moe_prompt.studies.running.archive import environment
 
     return {**environment(), "threads": torch.get_num_threads()}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from moe_prompt import runner
 from moe_prompt.attention.prompts import PromptExpert, PromptTokens
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.base import Estimator
@@ -17,9 +16,10 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.results import KEY, Results
 from moe_prompt.slopes import fit_rate
 from moe_prompt.studies.kinds.rates import RateStudy
+from moe_prompt.studies.running import runner
+from moe_prompt.studies.running.database import KEY, Results
 from moe_prompt.summaries import by_size, summarize
 from tests.small_study import study
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from moe_prompt import archive, runner
-from moe_prompt.pilot import known_basis, pilot, pilot_basis, sufficient
 from moe_prompt.planning import plan
-from moe_prompt.results import Results
+from moe_prompt.studies.running import archive, runner
+from moe_prompt.studies.running.database import Results
+from moe_prompt.studies.running.pilot import known_basis, pilot, pilot_basis, sufficient
 from tests.planted_rows import planted_rows
 from tests.small_study import study
+from tests.studies.running.test_runner import assert_same_rows
 from tests.test_cli import stored
-from tests.test_runner import assert_same_rows
 
 ROWS = planted_rows(study)
 

@@ -6,8 +6,8 @@ import sqlite3
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.results import KEY, Results, columns_of
 from moe_prompt.studies.kinds.rates import RateStudy
+from moe_prompt.studies.running.database import KEY, Results, columns_of
 from tests.planted_rows import planted_rows
 from tests.small_study import study
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from moe_prompt import archive, runner
 from moe_prompt.errors import InputError
-from moe_prompt.results import KEY, Results
 from moe_prompt.studies.base import Study
+from moe_prompt.studies.running import archive, runner
+from moe_prompt.studies.running.database import KEY, Results
 
 LEAST = 4  # replicates at two sizes of the window, for a scatter to be told from
 FIRST, MOST = 6, 25  # replicates of a pilot

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.results import Results, columns_of
 from moe_prompt.studies.base import Study
+from moe_prompt.studies.running.database import Results, columns_of
 
 FORMATS = ("csv", "parquet")
 

@@ -17,8 +17,8 @@ import joblib
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.results import Results, Row
 from moe_prompt.studies.base import Limits, Study
+from moe_prompt.studies.running.database import Results, Row
 
 BATCH_SAMPLES = 400_000  # observations in a batch: some hundred megabytes, some seconds
 Cell = tuple[str, str]
