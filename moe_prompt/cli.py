@@ -102,8 +102,8 @@ def study_plan(
     json_: Json = False,
 ) -> None:
     """Before paying: what a study costs and how sharp its slopes will be, by its rows or a pilot of a minute."""
-    from moe_prompt import planning
     from moe_prompt.progress import Progress
+    from moe_prompt.studies.analysis import planning
     from moe_prompt.studies.running import pilot
 
     study, workers = _study(name, quick, seed), _workers(jobs)
@@ -128,8 +128,8 @@ def study_show(
     json_: Json = False,
 ) -> None:
     """Slopes, efficiencies and floors of a study, and its figure."""
-    from moe_prompt import sample_complexity, summaries
-    from moe_prompt.captions import caption
+    from moe_prompt.studies.analysis import sample_complexity, summaries
+    from moe_prompt.studies.analysis.captions import caption
     from moe_prompt.studies.running import archive
 
     require(target is not None or loss is None, "--loss belongs to a target: give the error you want with --target.")
@@ -258,14 +258,14 @@ def theory(
     out: Annotated[Path, typer.Option(help="The Markdown page to write.")] = Path("docs/theory.md"),
 ) -> None:
     """Write the page of what theory predicts beside what was measured, from exported rows: half a minute."""
-    from moe_prompt import theory_table
+    from moe_prompt.studies.analysis import predictions_page
     from moe_prompt.studies.loading import NAMES, load
     from moe_prompt.theory import families
 
     require(rows.is_dir(), f"no folder {rows} of exported rows: name one with --rows.")
-    measured = [theory_table.measured(load(name), rows) for name in NAMES]
+    measured = [predictions_page.measured(load(name), rows) for name in NAMES]
     pictures = Path(os.path.relpath(FIGURES, out.parent)).as_posix()
-    theory_table.write(theory_table.document(families.table(), measured, rows.as_posix(), pictures), out)
+    predictions_page.write(predictions_page.document(families.table(), measured, rows.as_posix(), pictures), out)
     print(out)
 
 

@@ -14,10 +14,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_prompt.captions import caption
-from moe_prompt.slopes import fit_rate
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.summaries import CellSummary, by_size, summarize
 from moe_prompt.studies.base import Study
-from moe_prompt.summaries import CellSummary, by_size, summarize
 
 INK, START, LINE, FIT = "#1f5a94", "#b0b0b0", "#c1440e", "#222222"
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 9.5}

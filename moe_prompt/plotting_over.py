@@ -14,10 +14,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_prompt.captions import caption
 from moe_prompt.plotting import LINE, STYLE, legend
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.summaries import CellSummary, by_size, summarize
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
-from moe_prompt.summaries import CellSummary, by_size, summarize
 
 COLOURS = ("#1f5a94", "#3d8b5f", "#8a5a9e")
 

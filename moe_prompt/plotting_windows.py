@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_prompt.plotting import STYLE, legend
-from moe_prompt.slopes import fit_rate
-from moe_prompt.summaries import by_size
+from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.summaries import by_size
 
 WINDOWS = ((100, 100_000), (1000, 100_000), (10_000, 100_000))
 STORED = {"two": -0.64}

@@ -8,13 +8,13 @@ import matplotlib
 import numpy as np
 import pytest
 
-from moe_prompt.captions import caption
 from moe_prompt.cli import _save
 from moe_prompt.errors import InputError
 from moe_prompt.plotting import draw_rates, write
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.loading import load
 from moe_prompt.studies.running.archive import load_evidence
-from moe_prompt.summaries import summarize
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from moe_prompt.captions import caption
 from moe_prompt.cli import _save
 from moe_prompt.drawing import draw
 from moe_prompt.plotting_over import draw_over_specified, family_of
-from moe_prompt.summaries import summarize
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.summaries import summarize
 from tests import planted_rows, small_study
 from tests.planted_over import NOTES, PLAIN_NOTES, SIZES, over, plain, planted_over, planted_plain
 

@@ -14,11 +14,11 @@ import pytest
 import typer
 
 from moe_prompt import cli, studies
-from moe_prompt.captions import caption
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.archive import load_evidence
 from moe_prompt.studies.running.database import Results
-from moe_prompt.summaries import summarize
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

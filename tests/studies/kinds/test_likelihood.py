@@ -22,11 +22,11 @@ from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.starts import Scattered
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
+from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.kinds.likelihood import Contender, Fixed, LikelihoodStudy, Truth
 from moe_prompt.studies.kinds.likelihood_scoring import ContaminatedJudge, SoftmaxGaussianJudge
 from moe_prompt.studies.running.database import Results
 from moe_prompt.studies.running.runner import run
-from moe_prompt.summaries import summarize
 
 TRUTH = torch.tensor([-1.0, 3.0, 1.5, -2.0, -0.5, 2.0, -1.2, -0.9], dtype=torch.float64)
 TWO = GaussianMoE(2, 1)

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from moe_prompt.captions import caption
 from moe_prompt.errors import InputError
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running.archive import _commit, database, environment, export, load_evidence, restore
 from moe_prompt.studies.running.database import Results, columns_of
-from moe_prompt.summaries import summarize
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
 

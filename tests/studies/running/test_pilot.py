@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from moe_prompt.planning import plan
+from moe_prompt.studies.analysis.planning import plan
 from moe_prompt.studies.running import archive, runner
 from moe_prompt.studies.running.database import Results
 from moe_prompt.studies.running.pilot import known_basis, pilot, pilot_basis, sufficient

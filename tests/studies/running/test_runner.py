@@ -16,11 +16,11 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
-from moe_prompt.slopes import fit_rate
+from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.summaries import by_size, summarize
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import KEY, Results
-from moe_prompt.summaries import by_size, summarize
 from tests.small_study import study
 
 COORDINATES = list(KEY[1:])

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_prompt.captions import caption
-from moe_prompt.slopes import fit_rate
-from moe_prompt.summaries import summarize, table
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.summaries import summarize, table
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
 

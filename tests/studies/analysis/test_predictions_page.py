@@ -10,17 +10,17 @@ import pytest
 
 from moe_prompt import cli, studies
 from moe_prompt.errors import InputError
-from moe_prompt.slopes import fit_rate
+from moe_prompt.studies.analysis.predictions_page import document, excess_atoms, family_of, measured
+from moe_prompt.studies.analysis.rate_fit import fit_rate
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.named import contaminated
 from moe_prompt.studies.running.database import columns_of
 from moe_prompt.theory import families
 from moe_prompt.theory.report import FamilyReport
-from moe_prompt.theory_table import document, excess_atoms, family_of, measured
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "theory.md"
 
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_prompt.captions import caption
 from moe_prompt.errors import InputError
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.summaries import CellSummary, summarize
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
 from moe_prompt.studies.running import archive
-from moe_prompt.summaries import CellSummary, summarize
 from moe_prompt.theory.families import EXPERTS, FAMILIES
 from moe_prompt.theory.report import FamilyReport
 

@@ -9,8 +9,8 @@ from scipy.stats import binom
 from sklearn.isotonic import isotonic_regression
 
 from moe_prompt.errors import InputError
-from moe_prompt.sample_complexity import cross, crossing, fall, needed_sizes, table
-from moe_prompt.slopes import fit_rate
+from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.sample_complexity import cross, crossing, fall, needed_sizes, table
 from tests.planted_rows import NOTES, planted_rows
 from tests.small_study import study
 

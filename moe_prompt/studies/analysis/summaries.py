@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_prompt.slopes import RateFit, fit_rate
+from moe_prompt.studies.analysis.rate_fit import RateFit, fit_rate
 from moe_prompt.studies.base import Quantity, Study
 
 Limits = Mapping[str, Any]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from moe_prompt.studies.analysis.summaries import CellSummary
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.kinds.top_k import ChoiceStudy
-from moe_prompt.summaries import CellSummary
 
 SHARP = 0.05  # a slope with a larger standard error than this supports no verdict
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_prompt.captions import caption
+from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.loading import load
 from moe_prompt.studies.running.archive import load_evidence
-from moe_prompt.summaries import summarize
 from tests.planted_over import NOTES, PLAIN_NOTES, REPLICATES, SIZES, over, plain, planted_over, planted_plain
 
 ROWS = planted_over()
-RESULTS = Path(__file__).parent.parent / "experiments" / "results"
+RESULTS = Path(__file__).parents[3] / "experiments" / "results"
 NUMBER = r"(-?\d+\.\d+)"
 
 

@@ -27,9 +27,9 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from moe_prompt.errors import choose, require
-from moe_prompt.slopes import RateFit, fit_rate
+from moe_prompt.studies.analysis.rate_fit import RateFit, fit_rate
+from moe_prompt.studies.analysis.summaries import aligned, by_size
 from moe_prompt.studies.base import Quantity, Study
-from moe_prompt.summaries import aligned, by_size
 
 INTERPOLATED, EXTRAPOLATED = "between sizes", "extrapolated"
 BELOW, NEVER, NOT_REACHED = "below at the smallest n", "never at this floor", "not reached"

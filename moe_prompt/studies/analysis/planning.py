@@ -21,9 +21,9 @@ import pandas as pd
 
 from moe_prompt.errors import require
 from moe_prompt.sharpness import scatter, slope_stderr
+from moe_prompt.studies.analysis.summaries import aligned, by_size
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.running import runner
-from moe_prompt.summaries import aligned, by_size
 
 WIDTH = 3.92  # standard errors in a 95 % interval
 Cell = tuple[str, str]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.planning import plan, render, seconds_per_fit
-from moe_prompt.slopes import fit_rate
+from moe_prompt.studies.analysis.planning import plan, render, seconds_per_fit
+from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.summaries import by_size
 from moe_prompt.studies.base import Quantity
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import Results
 from moe_prompt.studies.running.pilot import pilot
-from moe_prompt.summaries import by_size
 from tests.planted_rows import planted_rows
 from tests.small_study import study
 
