@@ -144,7 +144,7 @@ def study_show(
     if json_:
         print(json.dumps({"study": study.name, "key": study.key, "cells": [c.to_dict() for c in cells]}, indent=1))
         return
-    from moe_prompt.drawing import draw
+    from moe_prompt.plotting.study_figure import draw
 
     print(summaries.table(cells), caption(study, cells), sep="\n\n")
     figure = _save(draw(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}.png")
@@ -213,7 +213,7 @@ def view(
     if json_:
         print(json.dumps(report.to_dict(), indent=1))
         return
-    from moe_prompt.plotting_view import draw_view
+    from moe_prompt.plotting.head_view import draw_view
 
     print(report.sentence(), *report.notes, f"figure {_save(draw_view(report), out)}", sep="\n")
 
@@ -224,9 +224,9 @@ def figures(
     out: Annotated[Path, typer.Option(help="Folder to draw into.")] = FIGURES,
 ) -> None:
     """Redraw every figure from exported rows: the same rows give the same bytes."""
-    from moe_prompt.drawing import draw
-    from moe_prompt.plotting_sequences import draw_sequences
-    from moe_prompt.plotting_windows import draw_windows
+    from moe_prompt.plotting.bad_sequences import draw_sequences
+    from moe_prompt.plotting.fit_windows import draw_windows
+    from moe_prompt.plotting.study_figure import draw
     from moe_prompt.studies.loading import NAMES, load
     from moe_prompt.studies.running import archive
 
@@ -292,7 +292,7 @@ def _save(figure: Figure, path: Path) -> Path:
         ".svg": {"Date": None, "Creator": None},
     }
     require(path.suffix in unstamped, f"figures are written as {', '.join(unstamped)}: got {path.name}.")
-    from moe_prompt.plotting import write
+    from moe_prompt.plotting.rates import write
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from moe_prompt import cli, plotting_sequences, studies
+from moe_prompt import cli, studies
+from moe_prompt.plotting import bad_sequences
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running import archive
 from moe_prompt.studies.running.database import KEY, Results
@@ -391,7 +392,7 @@ def three_points() -> Figure:
 def test_figures_are_equal_bytes_and_of_the_export_alone(command, monkeypatch, tmp_path):
     monkeypatch.setattr(studies, "NAMES", {"small": "small", "absent": "absent"})
     monkeypatch.setattr(studies, "load", lambda name: study)
-    monkeypatch.setattr(plotting_sequences, "draw_sequences", three_points)  # test_plotting_sequences draws the whole
+    monkeypatch.setattr(bad_sequences, "draw_sequences", three_points)  # test_plotting_sequences draws the whole
     command("study", "export", "small", "--out", stored(tmp_path / "a"))
     results = Results(archive.database(tmp_path / "a", "small"), RateStudy.columns)
     with results.connection as database:

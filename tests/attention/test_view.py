@@ -138,7 +138,7 @@ def test_report_can_be_drawn():
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from moe_prompt.plotting_view import draw_view
+    from moe_prompt.plotting.head_view import draw_view
 
     for heads in (1, 2):
         figure = draw_view(view_picture(PHOTO, **{**SIZES, "heads": heads}), heads=heads)

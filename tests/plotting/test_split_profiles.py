@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_prompt.plotting_profiles import SPLITS, draw_profiles
+from moe_prompt.plotting.split_profiles import SPLITS, draw_profiles
 from moe_prompt.studies.named.over_specified_settings import NOISE, truth
 from moe_prompt.theory.sigma2 import sigma_2
 

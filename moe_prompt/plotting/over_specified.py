@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_prompt.plotting import LINE, STYLE, legend
+from moe_prompt.plotting.rates import LINE, STYLE, legend
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import CellSummary, by_size, summarize
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy

@@ -10,7 +10,7 @@ import pytest
 
 from moe_prompt.cli import _save
 from moe_prompt.errors import InputError
-from moe_prompt.plotting import draw_rates, write
+from moe_prompt.plotting.rates import draw_rates, write
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.loading import load
@@ -162,7 +162,7 @@ def test_a_figure_that_cannot_be_written(figure, tmp_path):
 def test_the_legend_is_inside_the_figure_and_rows_are_cells(name, tmp_path):
     """Whatever the number of columns; and where cells have as many quantities, two to four, each has a row."""
     named = load(name)
-    rows, notes, _ = load_evidence(named, Path(__file__).parent.parent / "experiments" / "results", exported=True)
+    rows, notes, _ = load_evidence(named, Path(__file__).parents[2] / "experiments" / "results", exported=True)
     figure = draw_rates(named, rows, notes)
     write(figure, tmp_path / "a.png", {"Software": None})
     box, whole = figure.legends[0].get_window_extent(), figure.bbox

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_prompt.plotting import write
-from moe_prompt.plotting_windows import OURS, PUBLISHED, STORED, WINDOWS, draw_windows, window_slopes, words
+from moe_prompt.plotting.fit_windows import OURS, PUBLISHED, STORED, WINDOWS, draw_windows, window_slopes, words
+from moe_prompt.plotting.rates import write
 
 SIZES = (100, 316, 1000, 3162, 10_000, 31_623, 100_000)
 

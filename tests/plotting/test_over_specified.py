@@ -7,8 +7,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from moe_prompt.cli import _save
-from moe_prompt.drawing import draw
-from moe_prompt.plotting_over import draw_over_specified, family_of
+from moe_prompt.plotting.over_specified import draw_over_specified, family_of
+from moe_prompt.plotting.study_figure import draw
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import summarize
 from tests import planted_rows, small_study

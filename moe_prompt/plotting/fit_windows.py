@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_prompt.plotting import STYLE, legend
+from moe_prompt.plotting.rates import STYLE, legend
 from moe_prompt.studies.analysis.rate_fit import fit_rate
 from moe_prompt.studies.analysis.summaries import by_size
 

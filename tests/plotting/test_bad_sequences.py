@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_prompt.plotting_sequences import IDENTIFIABLE, draw_sequences
+from moe_prompt.plotting.bad_sequences import IDENTIFIABLE, draw_sequences
 from moe_prompt.theory.bad_sequences import SEQUENCES
 from moe_prompt.theory.families import FAMILIES
 

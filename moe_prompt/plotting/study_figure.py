@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moe_prompt.plotting import draw_rates
-from moe_prompt.plotting_over import draw_over_specified
+from moe_prompt.plotting.over_specified import draw_over_specified
+from moe_prompt.plotting.rates import draw_rates
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 

@@ -1,0 +1,1 @@
+"""Figures; nothing else in the package imports matplotlib or seaborn."""
