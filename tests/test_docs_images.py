@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from moe_prompt import cli
+from moe_prompt.cli import main
 from moe_prompt.vision.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.layouts import open_task
@@ -70,7 +70,7 @@ def test_links_lead_somewhere():
 
 def parse(line):
     """The context of a command after parsing its options as the command line would; an error if it cannot."""
-    command, words = typer.main.get_command(cli.app), shlex.split(line)
+    command, words = typer.main.get_command(main.app), shlex.split(line)
     while hasattr(command, "commands"):
         assert words and words[0] in command.commands, f"no such command: moe-prompt {line}"
         command = command.commands[words.pop(0)]
@@ -95,12 +95,12 @@ def test_parser_can_refuse(line):
 
 
 def test_every_command_is_shown():
-    known = set(typer.main.get_command(cli.app).commands["classify"].commands)
+    known = set(typer.main.get_command(main.app).commands["classify"].commands)
     assert {parse(line).command.name for line in COMMANDS} == known
 
 
 def test_options_that_are_named_exist():
-    classify = typer.main.get_command(cli.app).commands["classify"]
+    classify = typer.main.get_command(main.app).commands["classify"]
     known = {option for command in classify.commands.values() for p in command.params for option in p.opts}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGE)) - {"--nproc-per-node", "--no-python"}  # torchrun's
     assert named <= known, f"docs/images.md names {sorted(named - known)}"

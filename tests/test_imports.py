@@ -155,7 +155,7 @@ def test_every_library_is_declared():
 
 def test_help_does_not_wait_for_torch():
     slow = "{'torch', 'pandas', 'scipy', 'matplotlib', 'sklearn'}"
-    program = f"import sys, moe_prompt.cli; print(sorted({slow} & set(sys.modules)))"
+    program = f"import sys, moe_prompt.cli.main; print(sorted({slow} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import typer
 
-from moe_prompt import cli, studies
+from moe_prompt import studies
+from moe_prompt.cli import main
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.running import runner
@@ -205,7 +206,7 @@ def test_blocks_together_are_a_study_file(tmp_path):
 
 def parse(line):
     """The command that a line names, after parsing its options as the command line would; SystemExit if it cannot."""
-    command, words = typer.main.get_command(cli.app), shlex.split(line)
+    command, words = typer.main.get_command(main.app), shlex.split(line)
     while hasattr(command, "commands"):
         assert words and words[0] in command.commands, f"no such command: moe-prompt {line}"
         command = command.commands[words.pop(0)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from moe_prompt.cli import _save
+from moe_prompt.cli.main import _save
 from moe_prompt.plotting.over_specified import draw_over_specified, family_of
 from moe_prompt.plotting.study_figure import draw
 from moe_prompt.studies.analysis.captions import caption

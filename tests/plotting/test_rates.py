@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from moe_prompt.cli import _save
+from moe_prompt.cli.main import _save
 from moe_prompt.errors import InputError
 from moe_prompt.plotting.rates import draw_rates, write
 from moe_prompt.studies.analysis.captions import caption

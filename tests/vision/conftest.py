@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from moe_prompt import cli
+from moe_prompt.cli import main
 from tests.vision.small_files import bars, vit_file
 
 
@@ -17,7 +17,7 @@ def command(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["moe-prompt", "classify", *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main.main()
         shown = capsys.readouterr()
         return int(left.value.code or 0), shown.out, shown.err
 

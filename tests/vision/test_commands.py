@@ -26,7 +26,7 @@ from tests.vision.test_user_methods import OWN
 PROGRAM = [
     sys.executable,
     "-c",
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from moe_prompt.cli import main; main()",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from moe_prompt.cli.main import main; main()",
     "classify",
 ]
 SHORT = ("--epochs", 2, "--batch", 8)
@@ -348,7 +348,7 @@ def test_usage_errors_are_code_2(command, words):
 @pytest.mark.slow
 def test_torchrun_prints_once_and_its_row_is_that_of_one_process(tmp_path):
     vit_file(tmp_path / "vit.safetensors"), bars(tmp_path / "bars")
-    (tmp_path / "run.py").write_text("from moe_prompt.cli import main\n\nmain()\n")
+    (tmp_path / "run.py").write_text("from moe_prompt.cli.main import main\n\nmain()\n")
     words = ["classify", "train", "--data", "bars", "--backbone", "vit.safetensors", "--method", "vpt-deep"]
     words += ["--set", "dropout=0", *map(str, SHORT), "--json", "--out"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]

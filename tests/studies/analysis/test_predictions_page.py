@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_prompt import cli, studies
+from moe_prompt import studies
+from moe_prompt.cli import main
 from moe_prompt.errors import InputError
 from moe_prompt.studies.analysis.predictions_page import document, excess_atoms, family_of, measured
 from moe_prompt.studies.analysis.rate_fit import fit_rate
@@ -258,7 +259,7 @@ def test_command_writes_the_page(monkeypatch, capsys, tmp_path):
     def call(*words):
         monkeypatch.setattr("sys.argv", ["moe-prompt", "theory", *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main.main()
         return left.value.code or 0, capsys.readouterr()
 
     code, shown = call("--rows", "rows", "--out", "a/b/page.md")

@@ -68,7 +68,7 @@ def study_run(
     replicates: Annotated[Optional[int], typer.Option(help="The first so many only; the rest can follow.")] = None,
 ) -> None:
     """Compute the rows of a study that are not there yet."""
-    from moe_prompt.progress import Progress
+    from moe_prompt.cli.progress import Progress
     from moe_prompt.studies.running import archive, runner
     from moe_prompt.studies.running.database import Results
 
@@ -102,7 +102,7 @@ def study_plan(
     json_: Json = False,
 ) -> None:
     """Before paying: what a study costs and how sharp its slopes will be, by its rows or a pilot of a minute."""
-    from moe_prompt.progress import Progress
+    from moe_prompt.cli.progress import Progress
     from moe_prompt.studies.analysis import planning
     from moe_prompt.studies.running import pilot
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from moe_prompt import cli, studies
+from moe_prompt import studies
+from moe_prompt.cli import main
 from moe_prompt.plotting import bad_sequences
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running import archive
@@ -27,7 +28,7 @@ from tests.studies.running.test_runner import assert_same_rows
 
 SMALL = Path(__file__).parent / "small_study.py"
 PHOTO = Path(str(files("sklearn.datasets") / "images" / "china.jpg"))
-PROGRAM = [sys.executable, "-c", "from moe_prompt.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from moe_prompt.cli.main import main; main()"]
 LISTENS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # whatever started these tests
 
 
@@ -40,7 +41,7 @@ def command(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["moe-prompt", *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main.main()
         shown = capsys.readouterr()
         return int(left.value.code or 0), shown.out, shown.err
 
