@@ -21,9 +21,9 @@ from moe_prompt.vision.checkpoints import LoadReport, load_backbone
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.lazy_pictures import Pictures
 from moe_prompt.vision.method import Method
-from moe_prompt.vision.precision import device_of
 from moe_prompt.vision.preprocessing import Preprocessing, normalise
 from moe_prompt.vision.registry import Progress
+from moe_prompt.vision.runtime.precision import device_of
 from moe_prompt.vision.tuned_files import load_tuned, read_notes
 
 

@@ -65,7 +65,7 @@ class RunRow:
     seconds_test: float
     peak_memory_mb: float
     memory_kind: str
-    """Of what that is the peak: see :class:`moe_prompt.vision.memory.PeakMemory`."""
+    """Of what that is the peak: see :class:`moe_prompt.vision.runtime.memory.PeakMemory`."""
     tuned_parameters: int
     """Without the head."""
     head_parameters: int

@@ -25,12 +25,12 @@ from torch.utils.data import Dataset
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.distributed import Ranks, joined
 from moe_prompt.vision.evaluation import Progress, silent
 from moe_prompt.vision.features import can_be_fixed
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.run_specs import FINAL, RunSpec, describe
 from moe_prompt.vision.run_table import RunRow, RunTable, exclusively
+from moe_prompt.vision.runtime.distributed import Ranks, joined
 from moe_prompt.vision.training import train
 from moe_prompt.vision.training_result import TrainingResult
 from moe_prompt.vision.tuned_files import save_tuned

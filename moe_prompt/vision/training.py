@@ -9,11 +9,11 @@ from torch.utils.data import Dataset
 
 from moe_prompt.errors import require
 from moe_prompt.vision.batches import size_of
-from moe_prompt.vision.distributed import joined
 from moe_prompt.vision.evaluation import Progress, silent
 from moe_prompt.vision.features import FeatureDataset
-from moe_prompt.vision.precision import device_of, without_denormals
-from moe_prompt.vision.randomness import own_randomness
+from moe_prompt.vision.runtime.distributed import joined
+from moe_prompt.vision.runtime.precision import device_of, without_denormals
+from moe_prompt.vision.runtime.randomness import own_randomness
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.training_result import TrainingResult
 from moe_prompt.vision.training_run import Plan, TrainingRun

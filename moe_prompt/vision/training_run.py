@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from moe_prompt.vision.batches import Batch, BatchSource, labels_of, size_of, training_keys
-from moe_prompt.vision.distributed import Ranks
 from moe_prompt.vision.evaluation import Progress, evaluate, silent
 from moe_prompt.vision.features import FeatureDataset, HeadAlone, can_be_fixed, fixed_features
-from moe_prompt.vision.memory import PeakMemory
-from moe_prompt.vision.precision import device_of
-from moe_prompt.vision.randomness import random_state, set_random_state
 from moe_prompt.vision.run_logs import STEP_COLUMNS, RunLogs
+from moe_prompt.vision.runtime.distributed import Ranks
+from moe_prompt.vision.runtime.memory import PeakMemory
+from moe_prompt.vision.runtime.precision import device_of
+from moe_prompt.vision.runtime.randomness import random_state, set_random_state
 from moe_prompt.vision.steps import Stepper, class_weights
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.training_result import Standing, TrainingResult

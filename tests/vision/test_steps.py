@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.distributed import Ranks
+from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.steps import Stepper, class_weights
 from tests.vision.small_training import CLASSES, Network, Pictures, batch_of, learned, recipe
 

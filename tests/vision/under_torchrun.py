@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from moe_prompt.vision.distributed import joined
+from moe_prompt.vision.runtime.distributed import joined
 from moe_prompt.vision.training import train
 from tests.vision.small_training import Network, Pictures, learned, recipe
 

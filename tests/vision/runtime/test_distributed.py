@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from moe_prompt.vision.distributed import Ranks, joined, local_device
+from moe_prompt.vision.runtime.distributed import Ranks, joined, local_device
 from moe_prompt.vision.training import train
 from tests.vision.small_training import Network, Pictures, learned, one_of_two, recipe
 

@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_prompt.errors import require
-from moe_prompt.vision.memory import PeakMemory
-from moe_prompt.vision.precision import autocast, device_of, parameter_dtype, widened
-from moe_prompt.vision.randomness import own_randomness
+from moe_prompt.vision.runtime.memory import PeakMemory
+from moe_prompt.vision.runtime.precision import autocast, device_of, parameter_dtype, widened
+from moe_prompt.vision.runtime.randomness import own_randomness
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.precision import (
+from moe_prompt.vision.runtime.precision import (
     autocast,
     device_of,
     flushes_denormals,

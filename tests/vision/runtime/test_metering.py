@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.metering import flops, measure
+from moe_prompt.vision.runtime.metering import flops, measure
 
 BATCH, HEIGHT, WIDTH = 3, 7, 11
 

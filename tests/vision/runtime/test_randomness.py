@@ -2,7 +2,7 @@
 
 import torch
 
-from moe_prompt.vision.randomness import own_randomness, random_state, set_random_state
+from moe_prompt.vision.runtime.randomness import own_randomness, random_state, set_random_state
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from moe_prompt.vision import memory as module
-from moe_prompt.vision.memory import PeakMemory
+from moe_prompt.vision.runtime import memory as module
+from moe_prompt.vision.runtime.memory import PeakMemory
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""Precision, memory, random streams, processes and what they cost."""
