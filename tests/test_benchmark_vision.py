@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks.vision import forward_operations
-from moe_prompt.vision.vit import VisionTransformer, ViTConfig
+from moe_prompt.vision.vit.transformer import VisionTransformer, ViTConfig
 
 
 @pytest.mark.parametrize("size", [{}, {"dim": 40, "heads": 5, "depth": 4, "mlp_dim": 56, "image": (12, 20)}])

@@ -26,7 +26,7 @@ from moe_prompt.vision.searches import SEARCHES, search_named
 from moe_prompt.vision.sets import SETS
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.user_methods import method_from_file
-from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer
+from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 
 ROOT = Path(__file__).parent.parent

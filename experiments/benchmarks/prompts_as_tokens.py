@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from moe_prompt.attention.prompts import AdaptivePrompt, ConstantPrompt
 from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.prompting import DropoutPrompt
+from moe_prompt.vision.vit.prompting import DropoutPrompt
 
 
 class ConstantTokens(nn.Module):

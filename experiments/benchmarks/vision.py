@@ -27,7 +27,7 @@ from experiments.benchmarks.prompts_as_tokens import PromptsAsTokens
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.methods import method_named
 from moe_prompt.vision.runtime.memory import PeakMemory
-from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer, ViTConfig
+from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTConfig
 
 MODEL, CLASSES, BATCH = "vit-b/16", 100, 4
 NUM_PROMPTS, PAIRS, STEPS = (10, 50, 100), 7, 3

@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from moe_prompt.errors import require
 from moe_prompt.vision.method import Method, check_positive
-from moe_prompt.vision.vit import VisionTransformer
-from moe_prompt.vision.vit_blocks import Block, Mlp, PackedLinear, Tokens
+from moe_prompt.vision.vit.blocks import Block, Mlp, PackedLinear, Tokens
+from moe_prompt.vision.vit.transformer import VisionTransformer
 
 _MAPS = {"q": 0, "k": 1, "v": 2}
 

@@ -17,7 +17,7 @@ from moe_prompt.vision.backbones import BACKBONES, NamedBackbone, PublishedFile,
 from moe_prompt.vision.formats import Encoder, encoder_of
 from moe_prompt.vision.formats_files import read_checkpoint, weights_in
 from moe_prompt.vision.registry import Progress, sha256_of
-from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
+from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
 
 __all__ = ["BACKBONES", "LoadReport", "NamedBackbone", "fetch_backbone", "load_backbone"]
 

@@ -12,9 +12,9 @@ from torch import Generator
 
 from moe_prompt.attention.prompts import PromptExpert
 from moe_prompt.errors import require
-from moe_prompt.vision.prompting import DeepPrompts, Prompting
-from moe_prompt.vision.vit import VisionTransformer
-from moe_prompt.vision.vit_config import ViTConfig
+from moe_prompt.vision.vit.config import ViTConfig
+from moe_prompt.vision.vit.prompting import DeepPrompts, Prompting
+from moe_prompt.vision.vit.transformer import VisionTransformer
 
 
 class Method(ABC):

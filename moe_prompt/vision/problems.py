@@ -19,7 +19,7 @@ from moe_prompt.vision.runtime.metering import flops
 from moe_prompt.vision.subsets import stratified_fraction
 from moe_prompt.vision.tasks import Split, Task
 from moe_prompt.vision.training_recipe import TrainingRecipe
-from moe_prompt.vision.vit import VisionTransformer
+from moe_prompt.vision.vit.transformer import VisionTransformer
 
 KEPT_IN_MEMORY = 2**30  # bytes of decoded pictures of one split
 SUBSET_SEED = 0  # which pictures a share of a split is: the same ones for every method and every seed

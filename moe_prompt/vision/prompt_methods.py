@@ -24,8 +24,8 @@ from moe_prompt.attention.gates import NonlinearResidualGate
 from moe_prompt.attention.prompts import AdaptivePrompt, ConstantPrompt, FeatureProjector, PrefixPrompt, PromptExpert
 from moe_prompt.errors import require
 from moe_prompt.vision.method import DeepMethod, Method, check_positive, check_rate
-from moe_prompt.vision.prompting import CarriedPrompts, DeepPrompts, DropoutPrompt, Prompting
-from moe_prompt.vision.vit_config import ViTConfig
+from moe_prompt.vision.vit.config import ViTConfig
+from moe_prompt.vision.vit.prompting import CarriedPrompts, DeepPrompts, DropoutPrompt, Prompting
 
 
 def prompt_bound(config: ViTConfig) -> float:

@@ -35,8 +35,8 @@ from moe_prompt.vision.tasks import Task
 from moe_prompt.vision.training import train
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.tuning import Teller, go_through, tune, untold
-from moe_prompt.vision.vit import VisionTransformer
-from moe_prompt.vision.vit_config import ViTConfig
+from moe_prompt.vision.vit.config import ViTConfig
+from moe_prompt.vision.vit.transformer import VisionTransformer
 from moe_prompt.vision.writing import write_vtab_task
 
 SIZE = 16  # pixels: the digits, twice as large

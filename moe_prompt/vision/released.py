@@ -22,7 +22,7 @@ from moe_prompt.attention.tensor_files import checked
 from moe_prompt.errors import require
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.prompt_methods import VAPT
-from moe_prompt.vision.vit import VisionTransformer
+from moe_prompt.vision.vit.transformer import VisionTransformer
 
 _TRANSFORMER = "enc.transformer."
 _BLOCK = re.compile(r"deep_prompt_(?:norm|downsample)\.(\d+)\.")

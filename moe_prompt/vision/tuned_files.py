@@ -16,7 +16,7 @@ from moe_prompt.errors import InputError, require
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.method import Method
 from moe_prompt.vision.methods import METHODS, method_named
-from moe_prompt.vision.vit import VisionTransformer
+from moe_prompt.vision.vit.transformer import VisionTransformer
 
 _FORMAT = "moe_prompt tuned 1"
 

@@ -26,9 +26,9 @@ from torch import Generator
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.method import DeepExperts, Method
 from moe_prompt.vision.methods import METHODS
-from moe_prompt.vision.prompting import Prompting
-from moe_prompt.vision.vit import VisionTransformer
-from moe_prompt.vision.vit_config import ViTConfig
+from moe_prompt.vision.vit.config import ViTConfig
+from moe_prompt.vision.vit.prompting import Prompting
+from moe_prompt.vision.vit.transformer import VisionTransformer
 
 
 @dataclass(frozen=True)

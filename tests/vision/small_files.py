@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from moe_prompt.vision.vit import VisionTransformer, ViTConfig
+from moe_prompt.vision.vit.transformer import VisionTransformer, ViTConfig
 from moe_prompt.vision.writing import write_vtab_task
 
 CONFIG = ViTConfig(dim=24, depth=2, heads=3, patch=4, image=(16, 16), mlp_dim=48)

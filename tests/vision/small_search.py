@@ -9,7 +9,7 @@ from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.preprocessing import VTAB
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.training_recipe import TrainingRecipe
-from moe_prompt.vision.vit import VisionTransformer, ViTConfig
+from moe_prompt.vision.vit.transformer import VisionTransformer, ViTConfig
 from moe_prompt.vision.writing import write_vtab_task
 
 HEIGHT, WIDTH, CLASSES = 16, 12, 3

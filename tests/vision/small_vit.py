@@ -2,7 +2,7 @@
 
 import torch
 
-from moe_prompt.vision.vit import VisionTransformer, ViTConfig
+from moe_prompt.vision.vit.transformer import VisionTransformer, ViTConfig
 
 SMALL = ViTConfig(dim=24, depth=3, heads=3, patch=4, image=(8, 12), mlp_dim=40)
 

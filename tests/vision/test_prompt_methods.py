@@ -10,7 +10,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.methods import METHODS, method_named
 from moe_prompt.vision.prompt_methods import VAPT, NoRGa, Prefix, VPTDeep, VPTShallow
-from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer
+from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 
 RELEASED = [

@@ -14,7 +14,7 @@ from moe_prompt.vision.methods import METHODS, method_named
 from moe_prompt.vision.prompt_methods import VAPT
 from moe_prompt.vision.released import released_vapt
 from moe_prompt.vision.tuned_files import load_tuned, read_notes, save_tuned
-from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer
+from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from moe_prompt.attention.gates import SoftmaxGate
 from moe_prompt.attention.prompts import PromptTokens
-from moe_prompt.vision.prompting import BlockPrompts, mixed, once
-from moe_prompt.vision.vit_config import ViTConfig
+from moe_prompt.vision.vit.config import ViTConfig
+from moe_prompt.vision.vit.prompting import BlockPrompts, mixed, once
 
 Tokens = Float[Tensor, "_ _ _"]
 SOFTMAX = SoftmaxGate()

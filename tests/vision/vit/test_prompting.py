@@ -11,8 +11,8 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.method import DeepExperts
 from moe_prompt.vision.prompt_methods import VAPT, VPTDeep
-from moe_prompt.vision.prompting import BlockPrompts, DeepPrompts, DropoutPrompt, once
-from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer
+from moe_prompt.vision.vit.prompting import BlockPrompts, DeepPrompts, DropoutPrompt, once
+from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import SMALL, pictures, small_vit
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.vit import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
+from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
 from tests.vision.small_vit import SMALL, pictures, small_vit
 
 

@@ -3,7 +3,7 @@ r"""A plain vision transformer whose tensors have timm's names, and whose blocks
     X_0 = [class; registers; W patch + b] + position
     X'  = X + ls1 * Attention(LN1 X, LN1 P(X)),     X_next = X' + ls2 * MLP(LN2 X')        (arXiv 2010.11929)
 
-P(X) are the block's prompts, keys and values only (:mod:`moe_prompt.vision.prompting`). Where the class
+P(X) are the block's prompts, keys and values only (:mod:`moe_prompt.vision.vit.prompting`). Where the class
 token is pooled, only its row of the last block is computed.
 
 | tensor                                        | shape                                              |
@@ -30,9 +30,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from moe_prompt.errors import require
-from moe_prompt.vision.prompting import Prompting
-from moe_prompt.vision.vit_blocks import Block
-from moe_prompt.vision.vit_config import VIT_SIZES, ViTConfig
+from moe_prompt.vision.vit.blocks import Block
+from moe_prompt.vision.vit.config import VIT_SIZES, ViTConfig
+from moe_prompt.vision.vit.prompting import Prompting
 
 __all__ = ["VIT_SIZES", "ViTConfig", "VisionTransformer", "resample_positions"]
 

@@ -1,0 +1,1 @@
+"""The Vision Transformer, and prompts in its blocks."""
