@@ -13,9 +13,10 @@ import typer
 
 from moe_prompt.cli import main
 from moe_prompt.vision.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
-from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.layouts import open_task
-from moe_prompt.vision.methods import METHODS, method_named
+from moe_prompt.vision.methods.by_name import METHODS, method_named
+from moe_prompt.vision.methods.classifier import Classifier
+from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.outcomes import sections
 from moe_prompt.vision.quick import METHODS as QUICK_METHODS
 from moe_prompt.vision.recipes import GRIDS, SEEDS
@@ -25,7 +26,6 @@ from moe_prompt.vision.run_table import read_rows
 from moe_prompt.vision.searches import SEARCHES, search_named
 from moe_prompt.vision.sets import SETS
 from moe_prompt.vision.training_recipe import TrainingRecipe
-from moe_prompt.vision.user_methods import method_from_file
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 
@@ -218,7 +218,7 @@ def test_the_expert_trains_in_a_vit(tmp_path):
 
 def test_a_file_may_define_a_method(tmp_path):
     (line,) = re.findall(r"`(method = VAPT\(.+?\))`", PAGE)
-    (tmp_path / "mine.py").write_text(f"from moe_prompt.vision.prompt_methods import VAPT\n\n{line}\n")
+    (tmp_path / "mine.py").write_text(f"from moe_prompt.vision.methods.prompts import VAPT\n\n{line}\n")
     method = method_from_file(tmp_path / "mine.py").method
     assert (method.num_prompts, method.learned_scale) == (20, True)
 

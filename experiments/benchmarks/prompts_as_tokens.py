@@ -2,7 +2,7 @@
 
 Every block takes [class; prompts; patches], computes queries, keys, values and the MLP for all of them, and the next
 block throws the prompts' outputs away and puts its own in (arXiv 2203.12119; VAPT's as released, 2501.18936). Weights
-are taken from a :class:`~moe_prompt.vision.classifier.Classifier`; no code of its forward pass is used.
+are taken from a :class:`~moe_prompt.vision.methods.classifier.Classifier`; no code of its forward pass is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_prompt.attention.prompts import AdaptivePrompt, ConstantPrompt
-from moe_prompt.vision.classifier import Classifier
+from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.vit.prompting import DropoutPrompt
 
 

@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from experiments.benchmarks.machine import cpu_seconds, limit_loaded_threads
 from experiments.benchmarks.prompts_as_tokens import PromptsAsTokens
-from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.methods import method_named
+from moe_prompt.vision.methods.by_name import method_named
+from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.runtime.memory import PeakMemory
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTConfig
 

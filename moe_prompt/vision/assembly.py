@@ -16,8 +16,9 @@ import torch
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision import layouts
 from moe_prompt.vision.checkpoints import LoadReport, load_backbone
-from moe_prompt.vision.method import Method
-from moe_prompt.vision.methods import method_named
+from moe_prompt.vision.methods.base import Method
+from moe_prompt.vision.methods.by_name import method_named
+from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.preprocessing import FGVC, VTAB, Preprocessing
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import Point, recipe_for
@@ -27,7 +28,6 @@ from moe_prompt.vision.subsets import with_validation
 from moe_prompt.vision.tasks import Task
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.tuning import method_for, recipe_from
-from moe_prompt.vision.user_methods import method_from_file
 
 __all__ = ["Setting", "chosen_method", "chosen_recipe", "open_problem", "open_task", "published_name", "usable_device"]
 

@@ -24,7 +24,7 @@ app = typer.Typer(
 def list_() -> None:
     """Methods, backbones and picture sets that have names."""
     from moe_prompt.vision.backbones import BACKBONES
-    from moe_prompt.vision.methods import METHODS
+    from moe_prompt.vision.methods.by_name import METHODS
     from moe_prompt.vision.sets import SETS
 
     methods = {name: (method.__doc__ or "").splitlines()[0] for name, method in METHODS.items()}
@@ -135,8 +135,8 @@ def predict(
     """The class of each picture and its probability, by a tuned file."""
     from moe_prompt.vision.assembly import usable_device
     from moe_prompt.vision.lazy_pictures import FilePictures
+    from moe_prompt.vision.methods.user_file import method_from_file
     from moe_prompt.vision.prediction import open_predictor
-    from moe_prompt.vision.user_methods import method_from_file
 
     own = None if method is None else method_from_file(method)
     predictor, loaded = open_predictor(tuned, backbone, own, usable_device(device), say)
@@ -167,8 +167,8 @@ def import_(
     from moe_prompt.vision.checkpoints import load_backbone
     from moe_prompt.vision.formats_files import read_checkpoint
     from moe_prompt.vision.layouts import open_task
-    from moe_prompt.vision.released import released_vapt
-    from moe_prompt.vision.tuned_files import save_tuned
+    from moe_prompt.vision.methods.released_vapt import released_vapt
+    from moe_prompt.vision.methods.tuned_file import save_tuned
 
     task, tensors = open_task(data), read_checkpoint(file).tensors
     vit, loaded = load_backbone(backbone, image, progress=say)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
 
-from moe_prompt.vision.methods import METHODS
+from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.recipes import Point
 from moe_prompt.vision.references import GROUP_OF, GROUPS
 from moe_prompt.vision.run_table import FINAL, SEARCH, RunRow
@@ -93,7 +93,7 @@ class Section:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Methods in the order of :data:`~moe_prompt.vision.methods.METHODS`."""
+        """Methods in the order of :data:`~moe_prompt.vision.methods.by_name.METHODS`."""
         order = {name: place for place, name in enumerate(METHODS)}
         first = {cell.label: (order.get(cell.method, len(order)), cell.label) for cell in self.cells}
         return tuple(sorted(first, key=lambda label: first[label]))

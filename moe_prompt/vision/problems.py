@@ -9,10 +9,10 @@ from functools import cached_property
 
 import torch
 
-from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.datasets import PictureDataset, SplitDataset, in_memory
 from moe_prompt.vision.features import FeatureDataset, fixed_features
-from moe_prompt.vision.method import Method
+from moe_prompt.vision.methods.base import Method
+from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.preprocessing import Preprocessing
 from moe_prompt.vision.run_specs import FINAL, SEARCH, Protocol, RunSpec, protocol_of, split_digest
 from moe_prompt.vision.runtime.metering import flops

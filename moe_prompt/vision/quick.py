@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.datasets import PictureDataset, in_memory
 from moe_prompt.vision.layouts import open_task
-from moe_prompt.vision.methods import method_named
+from moe_prompt.vision.methods.by_name import method_named
+from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.preprocessing import VTAB, Preprocessing
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import OURS, Grid

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from moe_prompt.errors import require
-from moe_prompt.vision.method import Method
+from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.preprocessing import Preprocessing
 from moe_prompt.vision.run_table import FINAL, PURPOSES, SEARCH
 from moe_prompt.vision.tasks import REST_SPLIT, TEST_SPLIT, Split

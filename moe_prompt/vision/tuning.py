@@ -20,8 +20,8 @@ from typing import Any
 
 from moe_prompt.errors import require
 from moe_prompt.vision.evaluation import Progress, silent
-from moe_prompt.vision.method import Method
-from moe_prompt.vision.methods import method_named
+from moe_prompt.vision.methods.base import Method
+from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import SEEDS, Point, Schedule, recipe_for
 from moe_prompt.vision.run_specs import SEARCH, RunSpec

@@ -16,12 +16,12 @@ import torch
 
 from moe_prompt.vision import quick, runs
 from moe_prompt.vision.backbones import BACKBONES
-from moe_prompt.vision.methods import METHODS
+from moe_prompt.vision.methods.by_name import METHODS
+from moe_prompt.vision.methods.tuned_file import read_notes
 from moe_prompt.vision.run_table import read_rows
 from moe_prompt.vision.sets import SETS
-from moe_prompt.vision.tuned_files import read_notes
+from tests.vision.methods.test_user_file import OWN
 from tests.vision.small_files import CLASSES, bars, vit_file
-from tests.vision.test_user_methods import OWN
 
 PROGRAM = [
     sys.executable,

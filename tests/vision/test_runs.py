@@ -12,16 +12,16 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision import problems, runs
-from moe_prompt.vision.classifier import Classifier
 from moe_prompt.vision.datasets import PictureDataset
 from moe_prompt.vision.evaluation import evaluate
-from moe_prompt.vision.methods import method_named
+from moe_prompt.vision.methods.by_name import method_named
+from moe_prompt.vision.methods.classifier import Classifier
+from moe_prompt.vision.methods.tuned_file import load_tuned
+from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.preprocessing import FGVC, VTAB
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.run_table import Busy, RunTable, exclusively
 from moe_prompt.vision.runs import run
-from moe_prompt.vision.tuned_files import load_tuned
-from moe_prompt.vision.user_methods import method_from_file
 from tests.vision.small_search import SIZES, small_backbone, small_problem, small_recipe, small_task
 
 VPT = method_named("vpt-deep", num_prompts=3)
@@ -198,7 +198,7 @@ def small_problem_at(folder):
 
 
 def test_every_method_runs(tmp_path):
-    from moe_prompt.vision.methods import METHODS
+    from moe_prompt.vision.methods.by_name import METHODS
 
     problem = small_problem(tmp_path)
     for name in METHODS:

@@ -7,7 +7,7 @@ import pytest
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision import runs
-from moe_prompt.vision.methods import method_named
+from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.recipes import Grid, Schedule
 from moe_prompt.vision.run_table import RunTable
 from moe_prompt.vision.searches import GridSearch, search_named

@@ -8,9 +8,9 @@ from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, Softm
 from moe_prompt.attention.heads import AttentionHeadMoE
 from moe_prompt.attention.prompts import ConstantPrompt, PrefixPrompt, PromptExpert, PromptTokens
 from moe_prompt.errors import InputError
-from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.method import DeepExperts
-from moe_prompt.vision.prompt_methods import VAPT, VPTDeep
+from moe_prompt.vision.methods.base import DeepExperts
+from moe_prompt.vision.methods.classifier import Classifier
+from moe_prompt.vision.methods.prompts import VAPT, VPTDeep
 from moe_prompt.vision.vit.prompting import BlockPrompts, DeepPrompts, DropoutPrompt, once
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import SMALL, pictures, small_vit

@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 
 from moe_prompt.attention.prompts import AdaptivePrompt
 from moe_prompt.errors import InputError
-from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.method import DeepExperts
-from moe_prompt.vision.methods import METHODS, method_named
-from moe_prompt.vision.prompt_methods import VAPT
-from moe_prompt.vision.released import released_vapt
-from moe_prompt.vision.tuned_files import load_tuned, read_notes, save_tuned
+from moe_prompt.vision.methods.base import DeepExperts
+from moe_prompt.vision.methods.by_name import METHODS, method_named
+from moe_prompt.vision.methods.classifier import Classifier
+from moe_prompt.vision.methods.prompts import VAPT
+from moe_prompt.vision.methods.released_vapt import released_vapt
+from moe_prompt.vision.methods.tuned_file import load_tuned, read_notes, save_tuned
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 

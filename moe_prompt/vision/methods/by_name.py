@@ -6,9 +6,9 @@ from dataclasses import fields
 from typing import Any, cast
 
 from moe_prompt.errors import choose
-from moe_prompt.vision.baselines import Adapter, Bias, Full, LayerNormTuning, Linear, LoRA, PartialK
-from moe_prompt.vision.method import Method
-from moe_prompt.vision.prompt_methods import VAPT, NoRGa, Prefix, VPTDeep, VPTShallow
+from moe_prompt.vision.methods.base import Method
+from moe_prompt.vision.methods.baselines import Adapter, Bias, Full, LayerNormTuning, Linear, LoRA, PartialK
+from moe_prompt.vision.methods.prompts import VAPT, NoRGa, Prefix, VPTDeep, VPTShallow
 
 METHODS: dict[str, type[Method]] = {
     kind.name: kind

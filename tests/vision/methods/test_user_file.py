@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.user_methods import method_from_file
+from moe_prompt.vision.methods.classifier import Classifier
+from moe_prompt.vision.methods.user_file import method_from_file
 from tests.vision.small_vit import SMALL, pictures, small_vit
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[3] / "README.md").read_text()
 EXPERT = next(block for block in README.split("```python\n")[1:] if "class ScaledPrompt" in block).split("```")[0]
 OWN = EXPERT + "\n\ndef prompt(config):\n    return ScaledPrompt(5, config.dim)\n"
 
@@ -49,11 +49,13 @@ def test_its_prompts_are_drawn_from_the_seed_of_the_run(tmp_path):
 
 
 def test_a_method_of_ones_own(tmp_path):
-    text = "from moe_prompt.vision.prompt_methods import VPTDeep\nmethod = VPTDeep(3)\n"
+    text = "from moe_prompt.vision.methods.prompts import VPTDeep\nmethod = VPTDeep(3)\n"
     method = method_from_file(written(tmp_path, text))
     assert method.to_dict()["name"] == "scaled" and method.to_dict()["method"]["num_prompts"] == 3
     assert method.copies == "nothing"
-    full = method_from_file(written(tmp_path, "from moe_prompt.vision.baselines import Full\nmethod = Full()", "a.py"))
+    full = method_from_file(
+        written(tmp_path, "from moe_prompt.vision.methods.baselines import Full\nmethod = Full()", "a.py")
+    )
     vit = small_vit()
     Classifier(vit, full, 7)
     assert full.copies == "weights" and not any(parameter.requires_grad for parameter in vit.parameters())
@@ -104,5 +106,5 @@ def test_an_expert_that_cannot_be_made(tmp_path, text, says):
 
 def test_a_file_that_tunes_everything_is_trained_as_full_fine_tuning_is(tmp_path):
     path = tmp_path / "everything.py"
-    path.write_text("from moe_prompt.vision.baselines import Full\n\nmethod = Full()\n")
+    path.write_text("from moe_prompt.vision.methods.baselines import Full\n\nmethod = Full()\n")
     assert (method_from_file(path).optimizer, method_from_file(path).copies) == ("adamw", "weights")

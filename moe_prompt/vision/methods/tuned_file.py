@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.method import Method
-from moe_prompt.vision.methods import METHODS, method_named
+from moe_prompt.vision.methods.base import Method
+from moe_prompt.vision.methods.by_name import METHODS, method_named
+from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.vit.transformer import VisionTransformer
 
 _FORMAT = "moe_prompt tuned 1"

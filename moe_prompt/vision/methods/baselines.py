@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from moe_prompt.errors import require
-from moe_prompt.vision.method import Method, check_positive
+from moe_prompt.vision.methods.base import Method, check_positive
 from moe_prompt.vision.vit.blocks import Block, Mlp, PackedLinear, Tokens
 from moe_prompt.vision.vit.transformer import VisionTransformer
 

@@ -23,7 +23,7 @@ from torch import Generator, nn
 from moe_prompt.attention.gates import NonlinearResidualGate
 from moe_prompt.attention.prompts import AdaptivePrompt, ConstantPrompt, FeatureProjector, PrefixPrompt, PromptExpert
 from moe_prompt.errors import require
-from moe_prompt.vision.method import DeepMethod, Method, check_positive, check_rate
+from moe_prompt.vision.methods.base import DeepMethod, Method, check_positive, check_rate
 from moe_prompt.vision.vit.config import ViTConfig
 from moe_prompt.vision.vit.prompting import CarriedPrompts, DeepPrompts, DropoutPrompt, Prompting
 

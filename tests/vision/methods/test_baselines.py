@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.baselines import Adapter, Bias, Full, LayerNormTuning, Linear, LoRA, PartialK
-from moe_prompt.vision.classifier import Classifier
+from moe_prompt.vision.methods.baselines import Adapter, Bias, Full, LayerNormTuning, Linear, LoRA, PartialK
+from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 

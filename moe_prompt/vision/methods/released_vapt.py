@@ -20,8 +20,8 @@ from torch import Tensor
 
 from moe_prompt.attention.tensor_files import checked
 from moe_prompt.errors import require
-from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.prompt_methods import VAPT
+from moe_prompt.vision.methods.classifier import Classifier
+from moe_prompt.vision.methods.prompts import VAPT
 from moe_prompt.vision.vit.transformer import VisionTransformer
 
 _TRANSFORMER = "enc.transformer."

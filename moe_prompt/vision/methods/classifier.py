@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from moe_prompt.errors import require
-from moe_prompt.vision.method import Method
+from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.vit.transformer import Images, VisionTransformer
 
 
@@ -23,7 +23,7 @@ class Classifier(nn.Module):
 
     The head starts as released VPT's does: kaiming-normal weights, biases -log 99, every class at 1 % at first.
 
-    >>> from moe_prompt.vision.prompt_methods import VPTDeep
+    >>> from moe_prompt.vision.methods.prompts import VPTDeep
     >>> from moe_prompt.vision.vit.transformer import ViTConfig
     >>> vit = VisionTransformer(ViTConfig(dim=24, depth=2, heads=3, patch=4, image=(8, 12), mlp_dim=48))
     >>> classifier = Classifier(vit, VPTDeep(num_prompts=5), num_classes=7)

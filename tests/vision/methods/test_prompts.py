@@ -7,9 +7,9 @@ import torch
 
 from moe_prompt.attention.prompts import AdaptivePrompt, FeatureProjector
 from moe_prompt.errors import InputError
-from moe_prompt.vision.classifier import Classifier
-from moe_prompt.vision.methods import METHODS, method_named
-from moe_prompt.vision.prompt_methods import VAPT, NoRGa, Prefix, VPTDeep, VPTShallow
+from moe_prompt.vision.methods.by_name import METHODS, method_named
+from moe_prompt.vision.methods.classifier import Classifier
+from moe_prompt.vision.methods.prompts import VAPT, NoRGa, Prefix, VPTDeep, VPTShallow
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 

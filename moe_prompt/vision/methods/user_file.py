@@ -24,8 +24,8 @@ import torch
 from torch import Generator
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.method import DeepExperts, Method
-from moe_prompt.vision.methods import METHODS
+from moe_prompt.vision.methods.base import DeepExperts, Method
+from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.vit.config import ViTConfig
 from moe_prompt.vision.vit.prompting import Prompting
 from moe_prompt.vision.vit.transformer import VisionTransformer
