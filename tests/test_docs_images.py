@@ -248,7 +248,7 @@ def test_backbones_are_those_there_are():
 
 
 def test_environment_variables_are_those_of_the_code():
-    from moe_prompt.vision.registry import CACHE_VARIABLE, DEBIAN_VARIABLE, NPM_VARIABLE
+    from moe_prompt.vision.downloads.registries import CACHE_VARIABLE, DEBIAN_VARIABLE, NPM_VARIABLE
 
     assert all(f"`{name}`" in section("Backbones") for name in (CACHE_VARIABLE, DEBIAN_VARIABLE, NPM_VARIABLE))
 

@@ -16,13 +16,13 @@ import torch
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision import layouts
 from moe_prompt.vision.checkpoints import LoadReport, load_backbone
+from moe_prompt.vision.downloads.registries import Progress
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.preprocessing import FGVC, VTAB, Preprocessing
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import Point, recipe_for
-from moe_prompt.vision.registry import Progress
 from moe_prompt.vision.runtime.distributed import local_device
 from moe_prompt.vision.subsets import with_validation
 from moe_prompt.vision.tasks import Task

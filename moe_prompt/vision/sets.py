@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from moe_prompt.errors import InputError, choose, require
+from moe_prompt.vision.downloads.registries import CACHE_VARIABLE, Progress, RegistryFile, cache_dir, sha256_of
 from moe_prompt.vision.image_sets import ImageSetSource, ImageTask
-from moe_prompt.vision.registry import CACHE_VARIABLE, Progress, RegistryFile, cache_dir, sha256_of
 from moe_prompt.vision.sets_dsprites import DSprites
 from moe_prompt.vision.sets_emoji import Emoji
 from moe_prompt.vision.sets_fashion import FashionMNIST

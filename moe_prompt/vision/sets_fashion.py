@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.downloads.archives import BROKEN, member, read_members
+from moe_prompt.vision.downloads.registries import DebianFile, RegistryFile
 from moe_prompt.vision.image_sets import SIZES, TEST, ImageSetSource, ImageTask, capped
-from moe_prompt.vision.members import BROKEN, member, read_members
-from moe_prompt.vision.registry import DebianFile, RegistryFile
 from moe_prompt.vision.set_splits import stratified_split
 
 FOLDER = "usr/share/datasets/fashion-mnist/"

@@ -15,7 +15,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision import hub
 from moe_prompt.vision.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile, fetch_backbone
 from moe_prompt.vision.checkpoints import load_backbone
-from moe_prompt.vision.registry import PyPIFile
+from moe_prompt.vision.downloads.registries import PyPIFile
 from moe_prompt.vision.vit.transformer import VIT_SIZES, ViTConfig
 from tests.vision.onnx_files import GraphWriter
 from tests.vision.vit_files import (

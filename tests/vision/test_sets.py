@@ -16,7 +16,7 @@ from PIL import Image
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision import image_sets, sets
-from moe_prompt.vision.registry import UrlFile
+from moe_prompt.vision.downloads.registries import UrlFile
 from moe_prompt.vision.sets import SETS, fetch, fetch_set
 from moe_prompt.vision.sets_dsprites import ARRAYS, FACTORS
 from moe_prompt.vision.sets_emoji import figure

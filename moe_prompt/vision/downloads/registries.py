@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import final
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.ways import Client, Download, Failed, Way
+from moe_prompt.vision.downloads.transports import Client, Download, Failed, Way
 
 CACHE_VARIABLE = "MOE_PROMPT_CACHE"
 NPM_VARIABLE = "npm_config_registry"  # npm's own name for it

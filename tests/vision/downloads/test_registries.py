@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision import registry
-from moe_prompt.vision.registry import DebianFile, NpmFile, PyPIFile, UrlFile, cache_dir
-from moe_prompt.vision.ways import last_words
+from moe_prompt.vision.downloads import registries
+from moe_prompt.vision.downloads.registries import DebianFile, NpmFile, PyPIFile, UrlFile, cache_dir
+from moe_prompt.vision.downloads.transports import last_words
 
 CONTENT = bytes(range(256)) * 1009
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -32,7 +32,7 @@ def no_registry(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("MOE_PROMPT_CACHE", str(tmp_path / "cache"))
-    for name in (registry.NPM_VARIABLE, registry.DEBIAN_VARIABLE):
+    for name in (registries.NPM_VARIABLE, registries.DEBIAN_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -195,7 +195,7 @@ def test_two_processes_at_once(tmp_path):
     (tmp_path / "source.bin").write_bytes(CONTENT * 40)
     sha256 = hashlib.sha256(CONTENT * 40).hexdigest()
     code = (
-        "from moe_prompt.vision.registry import UrlFile, sha256_of\n"
+        "from moe_prompt.vision.downloads.registries import UrlFile, sha256_of\n"
         f"file = UrlFile({(tmp_path / 'source.bin').as_uri()!r}, {sha256!r})\n"
         "assert all(sha256_of(file.fetch()) == file.sha256 for _ in range(3))\n"
     )
@@ -270,9 +270,9 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     assert cache_dir() == tmp_path / "xdg" / "moe_prompt"
     home = Path("/home/someone")
-    assert registry._user_caches("linux", {}, home) == home / ".cache"
-    assert registry._user_caches("darwin", {}, home) == home / "Library" / "Caches"
-    assert registry._user_caches("win32", {"LOCALAPPDATA": "/local"}, home) == Path("/local")
+    assert registries._user_caches("linux", {}, home) == home / ".cache"
+    assert registries._user_caches("darwin", {}, home) == home / "Library" / "Caches"
+    assert registries._user_caches("win32", {"LOCALAPPDATA": "/local"}, home) == Path("/local")
 
 
 def test_last_words():

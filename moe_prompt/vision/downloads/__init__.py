@@ -1,0 +1,1 @@
+"""Files from package registries and hubs, checked before they are used."""
