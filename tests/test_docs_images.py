@@ -12,7 +12,7 @@ import torch
 import typer
 
 from moe_prompt.cli import main
-from moe_prompt.vision.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
+from moe_prompt.vision.checkpoints.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
 from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.methods.classifier import Classifier

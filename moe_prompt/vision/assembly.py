@@ -15,7 +15,7 @@ import torch
 
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision import layouts
-from moe_prompt.vision.checkpoints import LoadReport, load_backbone
+from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
 from moe_prompt.vision.downloads.registries import Progress
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named

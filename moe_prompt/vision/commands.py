@@ -23,7 +23,7 @@ app = typer.Typer(
 @app.command("list")
 def list_() -> None:
     """Methods, backbones and picture sets that have names."""
-    from moe_prompt.vision.backbones import BACKBONES
+    from moe_prompt.vision.checkpoints.backbones import BACKBONES
     from moe_prompt.vision.methods.by_name import METHODS
     from moe_prompt.vision.sets import SETS
 
@@ -53,7 +53,7 @@ def fetch(
     ] = None,
 ) -> None:
     """Bring a backbone or a picture set, check its hash, keep it, and print where it is."""
-    from moe_prompt.vision.backbones import BACKBONES, fetch_backbone, locate
+    from moe_prompt.vision.checkpoints.backbones import BACKBONES, fetch_backbone, locate
     from moe_prompt.vision.sets import SETS, fetch_set
 
     if name in SETS:
@@ -164,8 +164,8 @@ def import_(
 ) -> None:
     """Put released VAPT prompts onto a backbone, save them as a tuned file, and print where it is."""
     from moe_prompt.vision.assembly import preprocessing_of
-    from moe_prompt.vision.checkpoints import load_backbone
-    from moe_prompt.vision.formats_files import read_checkpoint
+    from moe_prompt.vision.checkpoints.files import read_checkpoint
+    from moe_prompt.vision.checkpoints.loading import load_backbone
     from moe_prompt.vision.layouts import open_task
     from moe_prompt.vision.methods.released_vapt import released_vapt
     from moe_prompt.vision.methods.tuned_file import save_tuned

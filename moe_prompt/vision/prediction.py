@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import require
-from moe_prompt.vision.checkpoints import LoadReport, load_backbone
+from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
 from moe_prompt.vision.downloads.registries import Progress
 from moe_prompt.vision.lazy_pictures import Pictures
 from moe_prompt.vision.methods.base import Method
@@ -84,7 +84,7 @@ def open_predictor(
     """The predictor in a tuned file, and what the backbone's file held.
 
     Args:
-        backbone: as for :func:`moe_prompt.vision.checkpoints.load_backbone`; the size of its pictures is the file's.
+        backbone: as for :func:`moe_prompt.vision.checkpoints.loading.load_backbone`; the size of its pictures is the file's.
         method: the method, where it is the user's own.
 
     Raises:

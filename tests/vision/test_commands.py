@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from moe_prompt.vision import quick, runs
-from moe_prompt.vision.backbones import BACKBONES
+from moe_prompt.vision.checkpoints.backbones import BACKBONES
 from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.methods.tuned_file import read_notes
 from moe_prompt.vision.run_table import read_rows
@@ -319,8 +319,10 @@ def test_list_is_in_columns(command):
 
 def test_fetch_prints_where_it_is(command, monkeypatch, tmp_path):
     called = []
-    monkeypatch.setattr("moe_prompt.vision.backbones.fetch_backbone", lambda *a: called.append(a) or "kept/one")
-    monkeypatch.setattr("moe_prompt.vision.backbones.locate", lambda *a: called.append(a) or "kept/two")
+    monkeypatch.setattr(
+        "moe_prompt.vision.checkpoints.backbones.fetch_backbone", lambda *a: called.append(a) or "kept/one"
+    )
+    monkeypatch.setattr("moe_prompt.vision.checkpoints.backbones.locate", lambda *a: called.append(a) or "kept/two")
     monkeypatch.setattr(
         "moe_prompt.vision.sets.fetch_set", lambda *a, **k: called.append((a, k)) or ("kept/a", "kept/b")
     )

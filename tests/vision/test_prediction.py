@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.checkpoints import load_backbone
+from moe_prompt.vision.checkpoints.loading import load_backbone
 from moe_prompt.vision.lazy_pictures import FilePictures
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier

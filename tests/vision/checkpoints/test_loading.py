@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.checkpoints import LoadReport, load_backbone
+from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
 from tests.vision.onnx_files import GraphWriter
 from tests.vision.vit_files import (
     DIM,

@@ -13,10 +13,17 @@ from torch import Tensor
 
 from moe_prompt.attention.tensor_files import checked
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.backbones import BACKBONES, NamedBackbone, PublishedFile, fetch_backbone, locate, md5_of
+from moe_prompt.vision.checkpoints.backbones import (
+    BACKBONES,
+    NamedBackbone,
+    PublishedFile,
+    fetch_backbone,
+    locate,
+    md5_of,
+)
+from moe_prompt.vision.checkpoints.files import read_checkpoint, weights_in
 from moe_prompt.vision.downloads.registries import Progress, sha256_of
 from moe_prompt.vision.formats import Encoder, encoder_of
-from moe_prompt.vision.formats_files import read_checkpoint, weights_in
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
 
 __all__ = ["BACKBONES", "LoadReport", "NamedBackbone", "fetch_backbone", "load_backbone"]

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision import hub
-from moe_prompt.vision.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile, fetch_backbone
-from moe_prompt.vision.checkpoints import load_backbone
+from moe_prompt.vision.checkpoints import hub
+from moe_prompt.vision.checkpoints.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile, fetch_backbone
+from moe_prompt.vision.checkpoints.loading import load_backbone
 from moe_prompt.vision.downloads.registries import PyPIFile
 from moe_prompt.vision.vit.transformer import VIT_SIZES, ViTConfig
 from tests.vision.onnx_files import GraphWriter

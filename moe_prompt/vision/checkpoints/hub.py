@@ -9,8 +9,8 @@ from typing import Any
 from urllib.error import HTTPError
 
 from moe_prompt.errors import InputError
+from moe_prompt.vision.checkpoints.files import WEIGHTS
 from moe_prompt.vision.downloads.registries import Progress
-from moe_prompt.vision.formats_files import WEIGHTS
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILE_ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".tar", ".bin", ".onnx", ".whl")

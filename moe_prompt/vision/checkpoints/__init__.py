@@ -1,0 +1,1 @@
+"""Pre-trained backbones: where they come from and how a file becomes a ViT."""
