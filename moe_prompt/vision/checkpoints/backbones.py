@@ -20,10 +20,10 @@ from typing import final
 from safetensors.torch import save_file
 
 from moe_prompt.errors import InputError, choose, require
+from moe_prompt.vision.checkpoints.formats.onnx import read_onnx
+from moe_prompt.vision.checkpoints.formats.recognise import encoder_of
 from moe_prompt.vision.checkpoints.hub import FILE_ENDINGS, fetch_repository, is_repository
 from moe_prompt.vision.downloads.registries import CACHE_VARIABLE, Download, Failed, Progress, PyPIFile, cache_dir
-from moe_prompt.vision.formats import encoder_of
-from moe_prompt.vision.onnx_weights import read_onnx
 
 
 class NamedBackbone(ABC):

@@ -5,7 +5,7 @@
 | npz          | ``numpy.load(allow_pickle=False)``                                                               |
 | safetensors  | as it is, with what its header says of heads and epsilon                                         |
 | torch file   | ``torch.load(weights_only=True)``: tensors in dictionaries, and nothing that would run code      |
-| ONNX         | :mod:`moe_prompt.vision.onnx_weights`                                                            |
+| ONNX         | :mod:`moe_prompt.vision.checkpoints.formats.onnx`                                                            |
 
 A folder, as transformers and the hubs keep it, stands for the `model.safetensors` or `pytorch_model.bin` in it.
 """
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.formats_base import StoredTensors
-from moe_prompt.vision.onnx_weights import read_onnx
+from moe_prompt.vision.checkpoints.formats.base import StoredTensors
+from moe_prompt.vision.checkpoints.formats.onnx import read_onnx
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The files that hold a model in a folder of transformers or timm, the better one first."""

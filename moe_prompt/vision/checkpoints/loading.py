@@ -22,8 +22,8 @@ from moe_prompt.vision.checkpoints.backbones import (
     md5_of,
 )
 from moe_prompt.vision.checkpoints.files import read_checkpoint, weights_in
+from moe_prompt.vision.checkpoints.formats.recognise import Encoder, encoder_of
 from moe_prompt.vision.downloads.registries import Progress, sha256_of
-from moe_prompt.vision.formats import Encoder, encoder_of
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
 
 __all__ = ["BACKBONES", "LoadReport", "NamedBackbone", "fetch_backbone", "load_backbone"]

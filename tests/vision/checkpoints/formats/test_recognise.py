@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.checkpoints.files import read_checkpoint
-from moe_prompt.vision.formats import FORMATS, StoredTensors, encoder_of
+from moe_prompt.vision.checkpoints.formats.recognise import FORMATS, StoredTensors, encoder_of
 
 KERNEL = "patch_embed.proj.weight"
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.vision.formats_base import Encoder, Format, StoredTensors, by_prefix, parts_of
+from moe_prompt.vision.checkpoints.formats.base import Encoder, Format, StoredTensors, by_prefix, parts_of
 
 MOCO_SMALL, MOCO_SMALL_HEADS = 384, 12  # MoCo v3's ViT-S has heads of 32 columns
 _NONE = torch.zeros(0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.formats_base import StoredTensors
+from moe_prompt.vision.checkpoints.formats.base import StoredTensors
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.vision.formats_base import Encoder, Format, Parts, StoredTensors, by_prefix, parts_of
+from moe_prompt.vision.checkpoints.formats.base import Encoder, Format, Parts, StoredTensors, by_prefix, parts_of
 
 _TOP = {
     "embeddings.cls_token": "cls_token",

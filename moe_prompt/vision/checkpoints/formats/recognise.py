@@ -1,15 +1,15 @@
 """Any ViT checkpoint's tensors under timm's names; the family of names is recognised from the file itself.
 
-A family of your own is one subclass of :class:`~moe_prompt.vision.formats_base.Format` added to `FORMATS`.
+A family of your own is one subclass of :class:`~moe_prompt.vision.checkpoints.formats.base.Format` added to `FORMATS`.
 """
 
 from __future__ import annotations
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.formats_base import Encoder, Format, StoredTensors
-from moe_prompt.vision.formats_google import GoogleNames
-from moe_prompt.vision.formats_timm import TimmNames
-from moe_prompt.vision.formats_transformers import TransformersNames
+from moe_prompt.vision.checkpoints.formats.base import Encoder, Format, StoredTensors
+from moe_prompt.vision.checkpoints.formats.google import GoogleNames
+from moe_prompt.vision.checkpoints.formats.timm import TimmNames
+from moe_prompt.vision.checkpoints.formats.transformers import TransformersNames
 
 __all__ = ["FORMATS", "Encoder", "Format", "StoredTensors", "encoder_of"]
 

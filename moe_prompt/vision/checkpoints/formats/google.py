@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.vision.formats_base import Encoder, Format, StoredTensors, by_prefix, parts_of
+from moe_prompt.vision.checkpoints.formats.base import Encoder, Format, StoredTensors, by_prefix, parts_of
 
 _TOP = {
     "cls": "cls_token",

@@ -1,0 +1,1 @@
+"""The formats of checkpoints, and which one a file is in."""
