@@ -224,7 +224,7 @@ def test_a_file_may_define_a_method(tmp_path):
 
 
 def test_python_that_is_named_runs():
-    from moe_prompt.vision.preprocessing import VTAB
+    from moe_prompt.vision.data.preprocessing import VTAB
 
     for code in ('TrainingRecipe(zero_first_epoch=True, decay="all")', "VTAB(antialias=False)"):
         assert f"`{code}`" in PAGE

@@ -16,16 +16,16 @@ import torch
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision import layouts
 from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
+from moe_prompt.vision.data.preprocessing import FGVC, VTAB, Preprocessing
+from moe_prompt.vision.data.subsets import with_validation
+from moe_prompt.vision.data.tasks import Task
 from moe_prompt.vision.downloads.registries import Progress
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.user_file import method_from_file
-from moe_prompt.vision.preprocessing import FGVC, VTAB, Preprocessing
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import Point, recipe_for
 from moe_prompt.vision.runtime.distributed import local_device
-from moe_prompt.vision.subsets import with_validation
-from moe_prompt.vision.tasks import Task
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.tuning import method_for, recipe_from
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.preprocessing import normalise
+from moe_prompt.vision.data.preprocessing import normalise
 
 
 class Batch(NamedTuple):

@@ -134,7 +134,7 @@ def predict(
 ) -> None:
     """The class of each picture and its probability, by a tuned file."""
     from moe_prompt.vision.assembly import usable_device
-    from moe_prompt.vision.lazy_pictures import FilePictures
+    from moe_prompt.vision.data.pictures import FilePictures
     from moe_prompt.vision.methods.user_file import method_from_file
     from moe_prompt.vision.prediction import open_predictor
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.tasks import Split
+from moe_prompt.vision.data.tasks import Split
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ from typing import final
 
 import numpy as np
 
-from moe_prompt.vision.known_tasks import plain
-from moe_prompt.vision.lazy_pictures import FilePictures
-from moe_prompt.vision.tasks import Layout, Split, Task
+from moe_prompt.vision.data.benchmarks import plain
+from moe_prompt.vision.data.pictures import FilePictures
+from moe_prompt.vision.data.tasks import Layout, Split, Task
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),

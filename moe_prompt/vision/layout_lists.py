@@ -18,10 +18,10 @@ from typing import final
 import numpy as np
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.known_tasks import known_task
-from moe_prompt.vision.lazy_pictures import FilePictures
-from moe_prompt.vision.tasks import Layout, Split, Task, numbered_classes
-from moe_prompt.vision.writing import CLASSES_FILE
+from moe_prompt.vision.data.benchmarks import known_task
+from moe_prompt.vision.data.pictures import FilePictures
+from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes
+from moe_prompt.vision.data.writing import CLASSES_FILE
 
 VTAB_SPLITS = ("train800", "val200", "train800val200", "test")
 OTHER_SPLITS = ("train", "val", "trainval")

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.decoding import Decoded, decode
+from moe_prompt.vision.data.decoding import Decoded, decode
+from moe_prompt.vision.data.pictures import Pictures, read_bytes
+from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes
 from moe_prompt.vision.layout_folders import ORDER, split_name
-from moe_prompt.vision.lazy_pictures import Pictures, read_bytes
-from moe_prompt.vision.tasks import Layout, Split, Task, numbered_classes
 
 KEPT_BYTES = 2**30
 _SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})\.parquet$")

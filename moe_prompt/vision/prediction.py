@@ -18,12 +18,12 @@ from torch import Tensor
 from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import require
 from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
+from moe_prompt.vision.data.pictures import Pictures
+from moe_prompt.vision.data.preprocessing import Preprocessing, normalise
 from moe_prompt.vision.downloads.registries import Progress
-from moe_prompt.vision.lazy_pictures import Pictures
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import load_tuned, read_notes
-from moe_prompt.vision.preprocessing import Preprocessing, normalise
 from moe_prompt.vision.runtime.precision import device_of
 
 

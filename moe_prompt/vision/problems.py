@@ -9,15 +9,15 @@ from functools import cached_property
 
 import torch
 
-from moe_prompt.vision.datasets import PictureDataset, SplitDataset, in_memory
+from moe_prompt.vision.data.datasets import PictureDataset, SplitDataset, in_memory
+from moe_prompt.vision.data.preprocessing import Preprocessing
+from moe_prompt.vision.data.subsets import stratified_fraction
+from moe_prompt.vision.data.tasks import Split, Task
 from moe_prompt.vision.features import FeatureDataset, fixed_features
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.classifier import Classifier
-from moe_prompt.vision.preprocessing import Preprocessing
 from moe_prompt.vision.run_specs import FINAL, SEARCH, Protocol, RunSpec, protocol_of, split_digest
 from moe_prompt.vision.runtime.metering import flops
-from moe_prompt.vision.subsets import stratified_fraction
-from moe_prompt.vision.tasks import Split, Task
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.vit.transformer import VisionTransformer
 

@@ -21,23 +21,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moe_prompt.vision.datasets import PictureDataset, in_memory
+from moe_prompt.vision.data.datasets import PictureDataset, in_memory
+from moe_prompt.vision.data.preprocessing import VTAB, Preprocessing
+from moe_prompt.vision.data.tasks import Task
+from moe_prompt.vision.data.writing import write_vtab_task
 from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
-from moe_prompt.vision.preprocessing import VTAB, Preprocessing
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import OURS, Grid
 from moe_prompt.vision.reporting import Report, report
 from moe_prompt.vision.run_table import RunRow
 from moe_prompt.vision.searches import GridSearch
-from moe_prompt.vision.tasks import Task
 from moe_prompt.vision.training import train
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.tuning import Teller, go_through, tune, untold
 from moe_prompt.vision.vit.config import ViTConfig
 from moe_prompt.vision.vit.transformer import VisionTransformer
-from moe_prompt.vision.writing import write_vtab_task
 
 SIZE = 16  # pixels: the digits, twice as large
 CONFIG = ViTConfig(dim=48, depth=4, heads=4, patch=4, image=(SIZE, SIZE), mlp_dim=96)

@@ -9,7 +9,7 @@ a :class:`Protocol` names the two pairs of splits, and a :class:`RunSpec` takes 
 | others   | train / val        | train / test               | arXiv 2203.12119 trains FGVC on `train` alone, so  |
 |          |                    |                            | numbers beside the published ones must do so too   |
 | no val   | train80 / val      | train / test               | a fifth of `train` chooses:                        |
-|          |                    |                            | :func:`moe_prompt.vision.subsets.with_validation`  |
+|          |                    |                            | :func:`moe_prompt.vision.data.subsets.with_validation`  |
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from moe_prompt.errors import require
+from moe_prompt.vision.data.preprocessing import Preprocessing
+from moe_prompt.vision.data.tasks import REST_SPLIT, TEST_SPLIT, Split
 from moe_prompt.vision.methods.base import Method
-from moe_prompt.vision.preprocessing import Preprocessing
 from moe_prompt.vision.run_table import FINAL, PURPOSES, SEARCH
-from moe_prompt.vision.tasks import REST_SPLIT, TEST_SPLIT, Split
 from moe_prompt.vision.training_recipe import TrainingRecipe
 
 VERSION = 1

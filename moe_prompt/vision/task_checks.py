@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_prompt.vision.data.pictures import FilePictures
+from moe_prompt.vision.data.tasks import UNIONS, Split, Task, class_gaps
 from moe_prompt.vision.inspection import Inspection
-from moe_prompt.vision.lazy_pictures import FilePictures
-from moe_prompt.vision.tasks import UNIONS, Split, Task, class_gaps
 
 SHOWN = 5
 """How many of many faults of one kind are named."""

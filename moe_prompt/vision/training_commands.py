@@ -17,9 +17,9 @@ from moe_prompt.vision.command_options import DEFAULT_BACKBONE, RUNS, say, show,
 
 if TYPE_CHECKING:
     from moe_prompt.vision.assembly import Setting
+    from moe_prompt.vision.data.tasks import Task
     from moe_prompt.vision.problems import Problem
     from moe_prompt.vision.run_table import RunRow
-    from moe_prompt.vision.tasks import Task
     from moe_prompt.vision.tuning import Tuned
 
 FAILED = 1
@@ -195,9 +195,9 @@ def tune(
 def _opened(task: Task, setting: Setting, out: Path) -> Problem:
     """A task with its backbone, and a word on both; a folder that cannot be written is told before the decoding."""
     from moe_prompt.vision import assembly
+    from moe_prompt.vision.data.tasks import REST_SPLIT
     from moe_prompt.vision.run_table import RunTable
     from moe_prompt.vision.runs import DATABASE
-    from moe_prompt.vision.tasks import REST_SPLIT
 
     problem, loaded = assembly.open_problem(task, setting, say)
     say(loaded.sentence())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.data.tasks import Task, faults
 from moe_prompt.vision.inspection import Inspection, inspect
 from moe_prompt.vision.layouts import read_task
 from moe_prompt.vision.task_checks import (
@@ -32,7 +33,6 @@ from moe_prompt.vision.task_checks import (
     wrong_sizes,
     wrong_unions,
 )
-from moe_prompt.vision.tasks import Task, faults
 
 MOST = 20_000
 """Pictures of a split that are decoded unless told otherwise."""

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from moe_prompt.vision.data.writing import write_vtab_task
 from moe_prompt.vision.vit.transformer import VisionTransformer, ViTConfig
-from moe_prompt.vision.writing import write_vtab_task
 
 CONFIG = ViTConfig(dim=24, depth=2, heads=3, patch=4, image=(16, 16), mlp_dim=48)
 COUNTS = {"train800": 31, "val200": 13, "test": 17}

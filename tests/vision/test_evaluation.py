@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
+from moe_prompt.vision.data.preprocessing import normalise
 from moe_prompt.vision.evaluation import evaluate
-from moe_prompt.vision.preprocessing import normalise
 from moe_prompt.vision.runtime.distributed import Ranks
 from tests.vision.small_training import Network, Pictures, Unreadable
 

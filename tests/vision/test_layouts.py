@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.decoding import SIXTEEN_BITS
+from moe_prompt.vision.data.decoding import SIXTEEN_BITS
 from moe_prompt.vision.layouts import LAYOUTS, open_task, read_task, task_folders
 from tests.vision.planted_tasks import COUNTS, labels, pixels, relabel, save, vtab
 

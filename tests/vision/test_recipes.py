@@ -3,7 +3,7 @@
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.known_tasks import KNOWN_TASKS
+from moe_prompt.vision.data.benchmarks import KNOWN_TASKS
 from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.recipes import (
     ADAMW_GRID,

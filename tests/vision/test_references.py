@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_prompt.vision.known_tasks import KNOWN_TASKS
+from moe_prompt.vision.data.benchmarks import KNOWN_TASKS
 from moe_prompt.vision.references import (
     DOGS_BY_FRACTION,
     FGVC_TASKS,

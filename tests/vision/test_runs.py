@@ -12,13 +12,13 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision import problems, runs
-from moe_prompt.vision.datasets import PictureDataset
+from moe_prompt.vision.data.datasets import PictureDataset
+from moe_prompt.vision.data.preprocessing import FGVC, VTAB
 from moe_prompt.vision.evaluation import evaluate
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import load_tuned
 from moe_prompt.vision.methods.user_file import method_from_file
-from moe_prompt.vision.preprocessing import FGVC, VTAB
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.run_table import Busy, RunTable, exclusively
 from moe_prompt.vision.runs import run

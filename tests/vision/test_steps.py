@@ -79,7 +79,7 @@ def test_what_no_picture_reaches_stays_where_it_is():
 def test_outcome_tells_loss_and_accuracy_before_the_step():
     dataset, model = Pictures(), Network(dropout=0.0)
     batch = batch_of(dataset, list(range(11)))
-    from moe_prompt.vision.preprocessing import normalise
+    from moe_prompt.vision.data.preprocessing import normalise
 
     logits = model(normalise(batch.images, "imagenet")).detach().numpy()
     shifted = logits - logits.max(axis=1, keepdims=True)

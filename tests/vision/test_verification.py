@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision import known_tasks
-from moe_prompt.vision.known_tasks import KNOWN_TASKS
+from moe_prompt.vision.data import benchmarks
+from moe_prompt.vision.data.benchmarks import KNOWN_TASKS
 from moe_prompt.vision.verification import verify
 from tests.vision.planted_tasks import COUNTS, pixels, relabel, save, vtab
 
@@ -146,12 +146,12 @@ def test_known_counts_and_classes(folder, monkeypatch):
     """The planted folder under a name that stands for its own counts, then for others."""
     counts = {**COUNTS, "train800val200": 18}
     mine = replace(KNOWN_TASKS["svhn"], name="mine", title="Mine", classes=3, counts=counts, side=None, aliases=())
-    monkeypatch.setattr(known_tasks, "KNOWN_TASKS", {"mine": mine})
+    monkeypatch.setattr(benchmarks, "KNOWN_TASKS", {"mine": mine})
     assert verify(folder).ok and verify(folder).notes == ()
-    monkeypatch.setattr(known_tasks, "KNOWN_TASKS", {"mine": replace(mine, counts={**counts, "test": 26_032})})
+    monkeypatch.setattr(benchmarks, "KNOWN_TASKS", {"mine": replace(mine, counts={**counts, "test": 26_032})})
     only(verify(folder).problems, r"test.txt has 17 pictures: Mine has 26,032 there \(arXiv 1910.04867\)")
     (folder / "val200.txt").unlink()
-    monkeypatch.setattr(known_tasks, "KNOWN_TASKS", {"mine": replace(mine, classes=4)})
+    monkeypatch.setattr(benchmarks, "KNOWN_TASKS", {"mine": replace(mine, classes=4)})
     problems = verify(folder).problems
     assert "lacks the split val200 of Mine" in problems[0] and len(problems) == 1
     (folder / "classes.txt").write_text("a\nb\nc\n")
@@ -163,7 +163,7 @@ def test_known_counts_and_classes(folder, monkeypatch):
 )
 def test_lossy_zips_in_circulation(tmp_path, monkeypatch, name, says):
     known = replace(KNOWN_TASKS[name], classes=3, counts={}, side=None)
-    monkeypatch.setattr(known_tasks, "KNOWN_TASKS", {name: known})
+    monkeypatch.setattr(benchmarks, "KNOWN_TASKS", {name: known})
     report = verify(vtab(tmp_path / name, ".jpg", quality=90))
     assert report.ok and len(report.warnings) == 3
     assert re.search(rf"test/000000.jpg in \S*test.txt .*and so are 16 others.*{says}|{says}", report.warnings[2])
@@ -173,7 +173,7 @@ def test_lossy_zips_in_circulation(tmp_path, monkeypatch, name, says):
 
 def test_sizes(tmp_path, monkeypatch):
     known = replace(KNOWN_TASKS["cifar"], classes=3, counts={}, side=(11, 7))
-    monkeypatch.setattr(known_tasks, "KNOWN_TASKS", {"cifar": known})
+    monkeypatch.setattr(benchmarks, "KNOWN_TASKS", {"cifar": known})
     folder = vtab(tmp_path / "cifar")
     assert not verify(folder).warnings
     save(folder / "images/test/000002.png", pixels(0, 5, 6))
@@ -182,7 +182,7 @@ def test_sizes(tmp_path, monkeypatch):
 
 def test_twins_of_the_original_are_warned_of(tmp_path, monkeypatch):
     known = replace(KNOWN_TASKS["dsprites_ori"], classes=3, counts={}, side=None)
-    monkeypatch.setattr(known_tasks, "KNOWN_TASKS", {"dsprites_ori": known})
+    monkeypatch.setattr(benchmarks, "KNOWN_TASKS", {"dsprites_ori": known})
     folder = vtab(tmp_path / "dsprites_ori")
     save(folder / "images/test/000003.png", pixels(6))
     report = verify(folder)

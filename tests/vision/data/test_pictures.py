@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.lazy_pictures import ArrayPictures, FilePictures
+from moe_prompt.vision.data.pictures import ArrayPictures, FilePictures
 
 HEIGHT, WIDTH = 5, 7
 

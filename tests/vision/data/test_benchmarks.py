@@ -1,6 +1,6 @@
 """The published numbers against sums that other sources print, and the names by which folders are recognised."""
 
-from moe_prompt.vision.known_tasks import KNOWN_TASKS, known_task
+from moe_prompt.vision.data.benchmarks import KNOWN_TASKS, known_task
 
 
 def test_the_published_numbers():

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from moe_prompt.errors import require
-from moe_prompt.vision.tasks import REST_SPLIT, TEST_SPLIT, Split, Task
+from moe_prompt.vision.data.tasks import REST_SPLIT, TEST_SPLIT, Split, Task
 
 VALIDATION, VALIDATION_SEED = 0.2, 0  # of `train`, where a task comes without a validation split
 SHARES = (0.01, 0.1, 0.3, 0.5, 1.0)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.preprocessing import FGVC, NORMALISATIONS, VTAB, Draw, Preprocessing, draw, normalise
+from moe_prompt.vision.data.preprocessing import FGVC, NORMALISATIONS, VTAB, Draw, Preprocessing, draw, normalise
 from tests.vision.planted_tasks import pixels
 
 HEIGHT, WIDTH = 37, 53

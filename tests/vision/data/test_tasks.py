@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.lazy_pictures import ArrayPictures, FilePictures
-from moe_prompt.vision.tasks import Split, Task, faults, numbered_classes
+from moe_prompt.vision.data.pictures import ArrayPictures, FilePictures
+from moe_prompt.vision.data.tasks import Split, Task, faults, numbered_classes
 
 
 def split(name: str, labels: list[int], pictures=None) -> Split:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.tasks import UNIONS
+from moe_prompt.vision.data.tasks import UNIONS
 
 CLASSES_FILE = "classes.txt"
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.lazy_pictures import ArrayPictures
+from moe_prompt.vision.data.pictures import ArrayPictures
+from moe_prompt.vision.data.subsets import SHARES, stratified_fraction, with_validation
+from moe_prompt.vision.data.tasks import Split, Task
 from moe_prompt.vision.run_specs import FINAL, SEARCH, protocol_of
-from moe_prompt.vision.subsets import SHARES, stratified_fraction, with_validation
-from moe_prompt.vision.tasks import Split, Task
 
 
 def split(labels) -> Split:

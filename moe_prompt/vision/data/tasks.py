@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from moe_prompt.errors import choose
-from moe_prompt.vision.known_tasks import KnownTask, known_task
-from moe_prompt.vision.lazy_pictures import Pictures
+from moe_prompt.vision.data.benchmarks import KnownTask, known_task
+from moe_prompt.vision.data.pictures import Pictures
 
 TEST_SPLIT = "test"
 REST_SPLIT = "train80"  # of a train whose fifth is val, as the task came without

@@ -1,6 +1,6 @@
 """A split as a PyTorch dataset of bytes and labels: decoded in the workers, or decoded once and kept in memory.
 
-A picture is uint8 (3, height, width) until it is in a batch; :func:`moe_prompt.vision.preprocessing.normalise` makes
+A picture is uint8 (3, height, width) until it is in a batch; :func:`moe_prompt.vision.data.preprocessing.normalise` makes
 numbers of it there. A test set of 73,728 pictures of 224 x 224 is 11 GB as bytes and 44 GB as float32.
 """
 
@@ -17,8 +17,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.vision.preprocessing import Draw, Preprocessing, draw
-from moe_prompt.vision.tasks import Split
+from moe_prompt.vision.data.preprocessing import Draw, Preprocessing, draw
+from moe_prompt.vision.data.tasks import Split
 
 MOST_BYTES = 4 * 2**30
 """How much :func:`in_memory` keeps unless told otherwise: 4 GiB."""

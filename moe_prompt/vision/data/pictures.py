@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from moe_prompt.errors import require
-from moe_prompt.vision.decoding import Decoded, PictureError, decode
+from moe_prompt.vision.data.decoding import Decoded, PictureError, decode
 
 
 class Pictures(ABC):

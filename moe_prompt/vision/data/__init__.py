@@ -1,0 +1,1 @@
+"""Pictures and labels: tasks, their splits, and batches of them."""
