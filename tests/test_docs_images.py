@@ -13,7 +13,7 @@ import typer
 
 from moe_prompt.cli import main
 from moe_prompt.vision.checkpoints.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
-from moe_prompt.vision.layouts import open_task
+from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.user_file import method_from_file

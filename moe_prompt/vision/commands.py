@@ -166,7 +166,7 @@ def import_(
     from moe_prompt.vision.assembly import preprocessing_of
     from moe_prompt.vision.checkpoints.files import read_checkpoint
     from moe_prompt.vision.checkpoints.loading import load_backbone
-    from moe_prompt.vision.layouts import open_task
+    from moe_prompt.vision.data.layouts.open_task import open_task
     from moe_prompt.vision.methods.released_vapt import released_vapt
     from moe_prompt.vision.methods.tuned_file import save_tuned
 

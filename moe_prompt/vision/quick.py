@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from moe_prompt.vision.data.datasets import PictureDataset, in_memory
+from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import VTAB, Preprocessing
 from moe_prompt.vision.data.tasks import Task
 from moe_prompt.vision.data.writing import write_vtab_task
-from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.problems import Problem

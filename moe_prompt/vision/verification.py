@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.data.layouts.open_task import read_task
 from moe_prompt.vision.data.tasks import Task, faults
 from moe_prompt.vision.inspection import Inspection, inspect
-from moe_prompt.vision.layouts import read_task
 from moe_prompt.vision.task_checks import (
     copies,
     encodings,
@@ -86,7 +86,7 @@ def verify(
     """Hold a task against itself, and against what is published of it where it is one of the 24.
 
     Args:
-        path: as for :func:`moe_prompt.vision.layouts.open_task`, which refuses at the first fault; here all are told.
+        path: as for :func:`moe_prompt.vision.data.layouts.open_task.open_task`, which refuses at the first fault; here all are told.
         most: pictures decoded in each split; where there are more, so many are drawn by `seed`, and that is said.
         threads: that decode; as many as there are cores by default.
     """

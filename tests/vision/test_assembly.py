@@ -16,8 +16,8 @@ from moe_prompt.vision.assembly import (
     published_name,
     usable_device,
 )
+from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import FGVC, VTAB
-from moe_prompt.vision.layouts import open_task
 from moe_prompt.vision.recipes import GRIDS
 from tests.vision.small_files import bars, vit_file
 

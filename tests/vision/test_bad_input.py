@@ -201,7 +201,7 @@ CONVERTED = {"CMYK": (cmyk, "CMYK"), "16-bit grey": (deep_grey, "16-bit grey"), 
 @pytest.mark.parametrize("case", CONVERTED)
 def test_pictures_of_other_kinds_are_converted_and_told(command, place, case):
     """Trained on as they are defined to look, and told by verify; the numbers are computed here from the file's."""
-    from moe_prompt.vision.layouts import open_task
+    from moe_prompt.vision.data.layouts.open_task import open_task
 
     make, note = CONVERTED[case]
     expected = make(place)

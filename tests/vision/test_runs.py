@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 
 def run_and_die(folder, out, recipe):
-    from moe_prompt.vision.layouts import open_task
+    from moe_prompt.vision.data.layouts.open_task import open_task
 
     problem = Problem(small_backbone(), "small", open_task(Path(folder) / "bars"), VTAB((16, 12)))
     seen = []
@@ -192,7 +192,7 @@ def test_what_stops_a_run_leaves_no_row(tmp_path):
 
 
 def small_problem_at(folder):
-    from moe_prompt.vision.layouts import open_task
+    from moe_prompt.vision.data.layouts.open_task import open_task
 
     return Problem(small_backbone(), "small", open_task(folder / "bars"), VTAB((16, 12)))
 

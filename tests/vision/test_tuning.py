@@ -128,8 +128,8 @@ def test_two_processes_share_a_tuning(tmp_path):
 
 
 def tune_there(task, out, together):
+    from moe_prompt.vision.data.layouts.open_task import open_task
     from moe_prompt.vision.data.preprocessing import VTAB
-    from moe_prompt.vision.layouts import open_task
     from moe_prompt.vision.problems import Problem
     from tests.vision.small_search import small_backbone
 

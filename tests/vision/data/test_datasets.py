@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.datasets import PictureDataset, in_memory
+from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import FGVC, VTAB, Preprocessing, draw
-from moe_prompt.vision.layouts import open_task
 from tests.vision.planted_tasks import COUNTS, vtab
 
 RANDOM = Preprocessing((5, 7), shorter=11, crop="random", flip=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
+from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.writing import write_vtab_task
-from moe_prompt.vision.layouts import open_task
 from tests.vision.planted_tasks import COUNTS, labels, pixels
 
 

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.data.layouts.folders import ORDER, split_name
+from moe_prompt.vision.data.layouts.lists import named_classes
 from moe_prompt.vision.data.pictures import ArrayPictures
 from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes
-from moe_prompt.vision.layout_folders import ORDER, split_name
-from moe_prompt.vision.layout_lists import named_classes
 
 _IMAGES, _LABELS = {"images", "image", "x", "data"}, {"labels", "label", "y", "targets"}
 _IDX = re.compile(r"(?:.*-)?(train|val|test|t10k)[-_.](images|labels)[-_.]idx\d-ubyte(\.gz)?$", re.IGNORECASE)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from moe_prompt.errors import InputError, choose, require
 from moe_prompt.vision.data.benchmarks import known_task
+from moe_prompt.vision.data.layouts.arrays import IdxLayout, NumpyLayout
+from moe_prompt.vision.data.layouts.folders import ImageFolderLayout
+from moe_prompt.vision.data.layouts.lists import FGVCLayout, VTABLayout
+from moe_prompt.vision.data.layouts.parquet import ParquetLayout
 from moe_prompt.vision.data.tasks import Layout, Task, faults
-from moe_prompt.vision.layout_arrays import IdxLayout, NumpyLayout
-from moe_prompt.vision.layout_folders import ImageFolderLayout
-from moe_prompt.vision.layout_lists import FGVCLayout, VTABLayout
-from moe_prompt.vision.layout_parquet import ParquetLayout
 
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout

@@ -21,9 +21,9 @@ import numpy as np
 
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.data.decoding import Decoded, decode
+from moe_prompt.vision.data.layouts.folders import ORDER, split_name
 from moe_prompt.vision.data.pictures import Pictures, read_bytes
 from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes
-from moe_prompt.vision.layout_folders import ORDER, split_name
 
 KEPT_BYTES = 2**30
 _SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})\.parquet$")
