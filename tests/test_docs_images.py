@@ -14,6 +14,7 @@ import typer
 from moe_prompt.cli import main
 from moe_prompt.vision.checkpoints.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
 from moe_prompt.vision.data.layouts.open_task import open_task
+from moe_prompt.vision.data.sets.fetch import SETS
 from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.user_file import method_from_file
@@ -24,7 +25,6 @@ from moe_prompt.vision.reporting import report
 from moe_prompt.vision.run_specs import protocol_of
 from moe_prompt.vision.run_table import read_rows
 from moe_prompt.vision.searches import SEARCHES, search_named
-from moe_prompt.vision.sets import SETS
 from moe_prompt.vision.training_recipe import TrainingRecipe
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
@@ -268,7 +268,7 @@ def test_sets_are_those_there_are():
 
 
 def test_what_is_said_of_orientation():
-    from moe_prompt.vision.sets_dsprites import BINS, FACTORS
+    from moe_prompt.vision.data.sets.dsprites import BINS, FACTORS
 
     orientation = FACTORS[1]
     bins = [BINS * angle // orientation.values for angle in (0, orientation.values - 1)]

@@ -24,8 +24,8 @@ app = typer.Typer(
 def list_() -> None:
     """Methods, backbones and picture sets that have names."""
     from moe_prompt.vision.checkpoints.backbones import BACKBONES
+    from moe_prompt.vision.data.sets.fetch import SETS
     from moe_prompt.vision.methods.by_name import METHODS
-    from moe_prompt.vision.sets import SETS
 
     methods = {name: (method.__doc__ or "").splitlines()[0] for name, method in METHODS.items()}
     methods["vapt-paper"] = "VAPT as the paper writes it, where `vapt` is as it was released."
@@ -54,7 +54,7 @@ def fetch(
 ) -> None:
     """Bring a backbone or a picture set, check its hash, keep it, and print where it is."""
     from moe_prompt.vision.checkpoints.backbones import BACKBONES, fetch_backbone, locate
-    from moe_prompt.vision.sets import SETS, fetch_set
+    from moe_prompt.vision.data.sets.fetch import SETS, fetch_set
 
     if name in SETS:
         show(*map(str, fetch_set(name, out, test_size=test_size, files=file or (), progress=say)))

