@@ -84,7 +84,7 @@ def verify(
 
     A task with a problem is exit code 2.
     """
-    from moe_prompt.vision.verification import verify as verified
+    from moe_prompt.vision.data.verification.verify import verify as verified
 
     found = verified(data, most=most)
     if json_:

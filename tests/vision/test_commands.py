@@ -134,7 +134,7 @@ def test_control_c_is_a_sentence_and_code_130(command, files, monkeypatch):
         assert code == 130 and shown == "" and errors.splitlines()[-1].endswith("is saved, run again to go on.")
     monkeypatch.setattr("moe_prompt.vision.data.layouts.open_task.open_task", stop)  # before anything is trained, too
     assert command("train", *files)[0] == 130
-    monkeypatch.setattr("moe_prompt.vision.verification.verify", stop)
+    monkeypatch.setattr("moe_prompt.vision.data.verification.verify.verify", stop)
     assert command("verify", "--data", "bars")[0] == 130
 
 

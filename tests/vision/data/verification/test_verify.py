@@ -11,7 +11,7 @@ from PIL import Image
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data import benchmarks
 from moe_prompt.vision.data.benchmarks import KNOWN_TASKS
-from moe_prompt.vision.verification import verify
+from moe_prompt.vision.data.verification.verify import verify
 from tests.vision.planted_tasks import COUNTS, pixels, relabel, save, vtab
 
 

@@ -20,8 +20,7 @@ from typing import Any
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.data.layouts.open_task import read_task
 from moe_prompt.vision.data.tasks import Task, faults
-from moe_prompt.vision.inspection import Inspection, inspect
-from moe_prompt.vision.task_checks import (
+from moe_prompt.vision.data.verification.checks import (
     copies,
     encodings,
     lacking_classes,
@@ -33,6 +32,7 @@ from moe_prompt.vision.task_checks import (
     wrong_sizes,
     wrong_unions,
 )
+from moe_prompt.vision.data.verification.inspection import Inspection, inspect
 
 MOST = 20_000
 """Pictures of a split that are decoded unless told otherwise."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_prompt.vision.data.pictures import FilePictures
 from moe_prompt.vision.data.tasks import UNIONS, Split, Task, class_gaps
-from moe_prompt.vision.inspection import Inspection
+from moe_prompt.vision.data.verification.inspection import Inspection
 
 SHOWN = 5
 """How many of many faults of one kind are named."""

@@ -1,0 +1,1 @@
+"""Checks of a task before it is trained on."""
