@@ -25,7 +25,7 @@ from moe_prompt.vision.reporting import report
 from moe_prompt.vision.run_specs import protocol_of
 from moe_prompt.vision.run_table import read_rows
 from moe_prompt.vision.searches import SEARCHES, search_named
-from moe_prompt.vision.training_recipe import TrainingRecipe
+from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 

@@ -26,7 +26,7 @@ from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.recipes import Point, recipe_for
 from moe_prompt.vision.runtime.distributed import local_device
-from moe_prompt.vision.training_recipe import TrainingRecipe
+from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.tuning import method_for, recipe_from
 
 __all__ = ["Setting", "chosen_method", "chosen_recipe", "open_problem", "open_task", "published_name", "usable_device"]

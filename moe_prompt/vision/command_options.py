@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from moe_prompt.vision.evaluation import Progress
+    from moe_prompt.vision.training.evaluation import Progress
 
 DEFAULT_BACKBONE = "dinov2-small-derived"
 RUNS = Path("runs")
@@ -90,7 +90,7 @@ def _finite(thing: Any) -> Any:
 
 def watched(name: str) -> AbstractContextManager[Progress]:
     """The progress of trainings, with the time left, where somebody may be watching."""
-    from moe_prompt.vision.evaluation import silent
+    from moe_prompt.vision.training.evaluation import silent
     from moe_prompt.vision.training_progress import TrainingProgress
 
     return TrainingProgress(name) if speaks() else nullcontext(silent)

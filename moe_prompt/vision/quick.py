@@ -33,8 +33,8 @@ from moe_prompt.vision.recipes import OURS, Grid
 from moe_prompt.vision.reporting import Report, report
 from moe_prompt.vision.run_table import RunRow
 from moe_prompt.vision.searches import GridSearch
-from moe_prompt.vision.training import train
-from moe_prompt.vision.training_recipe import TrainingRecipe
+from moe_prompt.vision.training.recipe import TrainingRecipe
+from moe_prompt.vision.training.train import train
 from moe_prompt.vision.tuning import Teller, go_through, tune, untold
 from moe_prompt.vision.vit.config import ViTConfig
 from moe_prompt.vision.vit.transformer import VisionTransformer

@@ -28,7 +28,7 @@ from moe_prompt.vision.data.preprocessing import Preprocessing
 from moe_prompt.vision.data.tasks import REST_SPLIT, TEST_SPLIT, Split
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.run_table import FINAL, PURPOSES, SEARCH
-from moe_prompt.vision.training_recipe import TrainingRecipe
+from moe_prompt.vision.training.recipe import TrainingRecipe
 
 VERSION = 1
 """Raised when the same specification gives another result than before."""

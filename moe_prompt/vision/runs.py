@@ -24,16 +24,16 @@ import torch
 from torch.utils.data import Dataset
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.evaluation import Progress, silent
-from moe_prompt.vision.features import can_be_fixed
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import save_tuned
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.run_specs import FINAL, RunSpec, describe
 from moe_prompt.vision.run_table import RunRow, RunTable, exclusively
 from moe_prompt.vision.runtime.distributed import Ranks, joined
-from moe_prompt.vision.training import train
-from moe_prompt.vision.training_result import TrainingResult
+from moe_prompt.vision.training.evaluation import Progress, silent
+from moe_prompt.vision.training.features import can_be_fixed
+from moe_prompt.vision.training.result import TrainingResult
+from moe_prompt.vision.training.train import train
 
 DATABASE = "runs.sqlite"
 STATE = "state.pt"  # what training resumes from

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from moe_prompt.errors import require
-from moe_prompt.vision.evaluation import Progress, silent
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.problems import Problem
@@ -28,7 +27,8 @@ from moe_prompt.vision.run_specs import SEARCH, RunSpec
 from moe_prompt.vision.run_table import Busy, RunRow, check_database, exclusively
 from moe_prompt.vision.runs import run
 from moe_prompt.vision.searches import FAILED, PlannedSearch, Search, best_point, optuna_module, point_of
-from moe_prompt.vision.training_recipe import TrainingRecipe
+from moe_prompt.vision.training.evaluation import Progress, silent
+from moe_prompt.vision.training.recipe import TrainingRecipe
 
 STORAGE = "search.sqlite"
 Teller = Callable[[str], None]

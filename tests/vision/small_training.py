@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.batches import Batch
-from moe_prompt.vision.training import TrainingRecipe, train
+from moe_prompt.vision.training.batches import Batch
+from moe_prompt.vision.training.train import TrainingRecipe, train
 
 CLASSES, COUNT, HEIGHT, WIDTH, DIM = 5, 53, 7, 11, 13
 

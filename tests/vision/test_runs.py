@@ -14,7 +14,6 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision import problems, runs
 from moe_prompt.vision.data.datasets import PictureDataset
 from moe_prompt.vision.data.preprocessing import FGVC, VTAB
-from moe_prompt.vision.evaluation import evaluate
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import load_tuned
@@ -22,6 +21,7 @@ from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.run_table import Busy, RunTable, exclusively
 from moe_prompt.vision.runs import run
+from moe_prompt.vision.training.evaluation import evaluate
 from tests.vision.small_search import SIZES, small_backbone, small_problem, small_recipe, small_task
 
 VPT = method_named("vpt-deep", num_prompts=3)

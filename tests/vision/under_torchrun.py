@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from moe_prompt.vision.runtime.distributed import joined
-from moe_prompt.vision.training import train
+from moe_prompt.vision.training.train import train
 from tests.vision.small_training import Network, Pictures, learned, recipe
 
 

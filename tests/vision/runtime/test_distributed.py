@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from moe_prompt.vision.runtime.distributed import Ranks, joined, local_device
-from moe_prompt.vision.training import train
+from moe_prompt.vision.training.train import train
 from tests.vision.small_training import Network, Pictures, learned, one_of_two, recipe
 
 CHANGES = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.training import train
+from moe_prompt.vision.training.train import train
 from tests.vision.small_training import COUNT, Network, Pictures, Unreadable, learned, recipe, slow_step
 
 STEPS = 7  # of an epoch: 53 pictures in batches of 8

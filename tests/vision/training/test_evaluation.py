@@ -7,8 +7,8 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.preprocessing import normalise
-from moe_prompt.vision.evaluation import evaluate
 from moe_prompt.vision.runtime.distributed import Ranks
+from moe_prompt.vision.training.evaluation import evaluate
 from tests.vision.small_training import Network, Pictures, Unreadable
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.batches import size_of, told_labels
+from moe_prompt.vision.training.batches import size_of, told_labels
 
 FORMAT = 1
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from moe_prompt.vision.evaluation import Evaluation
-from moe_prompt.vision.steps import StepOutcome
+from moe_prompt.vision.training.evaluation import Evaluation
+from moe_prompt.vision.training.steps import StepOutcome
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from moe_prompt.errors import require
-from moe_prompt.vision.batches import BatchSource, evaluation_keys, size_of, to_input
-from moe_prompt.vision.evaluation import Progress, silent
 from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.runtime.precision import autocast, device_of, parameter_dtype
+from moe_prompt.vision.training.batches import BatchSource, evaluation_keys, size_of, to_input
+from moe_prompt.vision.training.evaluation import Progress, silent
 
 
 class FeatureDataset(Dataset):

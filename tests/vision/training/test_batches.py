@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.batches import BatchSource, evaluation_keys, labels_of, to_input, training_keys
+from moe_prompt.vision.training.batches import BatchSource, evaluation_keys, labels_of, to_input, training_keys
 from tests.vision.small_training import COUNT, Pictures, Unreadable
 
 BATCH = 8

@@ -5,8 +5,8 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.preprocessing import normalise
-from moe_prompt.vision.features import can_be_fixed, fixed_features
-from moe_prompt.vision.training import train
+from moe_prompt.vision.training.features import can_be_fixed, fixed_features
+from moe_prompt.vision.training.train import train
 from tests.vision.small_training import COUNT, DIM, Network, Pictures, learned, recipe
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.training_state import (
+from moe_prompt.vision.training.state import (
     StateFile,
     data_key,
     learned_tensors,

@@ -14,18 +14,18 @@ import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
 
-from moe_prompt.vision.batches import Batch, BatchSource, labels_of, size_of, training_keys
-from moe_prompt.vision.evaluation import Progress, evaluate, silent
-from moe_prompt.vision.features import FeatureDataset, HeadAlone, can_be_fixed, fixed_features
-from moe_prompt.vision.run_logs import STEP_COLUMNS, RunLogs
 from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.runtime.memory import PeakMemory
 from moe_prompt.vision.runtime.precision import device_of
 from moe_prompt.vision.runtime.randomness import random_state, set_random_state
-from moe_prompt.vision.steps import Stepper, class_weights
-from moe_prompt.vision.training_recipe import TrainingRecipe
-from moe_prompt.vision.training_result import Standing, TrainingResult
-from moe_prompt.vision.training_state import StateFile, data_key, learned_tensors, made, model_key, put_back
+from moe_prompt.vision.training.batches import Batch, BatchSource, labels_of, size_of, training_keys
+from moe_prompt.vision.training.evaluation import Progress, evaluate, silent
+from moe_prompt.vision.training.features import FeatureDataset, HeadAlone, can_be_fixed, fixed_features
+from moe_prompt.vision.training.logs import STEP_COLUMNS, RunLogs
+from moe_prompt.vision.training.recipe import TrainingRecipe
+from moe_prompt.vision.training.result import Standing, TrainingResult
+from moe_prompt.vision.training.state import StateFile, data_key, learned_tensors, made, model_key, put_back
+from moe_prompt.vision.training.steps import Stepper, class_weights
 
 
 @dataclass(frozen=True)

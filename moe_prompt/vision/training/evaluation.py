@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from moe_prompt.errors import require
-from moe_prompt.vision.batches import BatchSource, evaluation_keys, size_of, to_input
 from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.runtime.precision import autocast, device_of, parameter_dtype, widened
+from moe_prompt.vision.training.batches import BatchSource, evaluation_keys, size_of, to_input
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a phase ("train", "test", "features"), what is done of it, how much it is, and a few words on it."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from moe_prompt.errors import choose, require
 from moe_prompt.vision.data.preprocessing import NORMALISATIONS
-from moe_prompt.vision.optimizers import DECAY_RULES, OPTIMIZERS
 from moe_prompt.vision.runtime.precision import PRECISIONS
 from moe_prompt.vision.schedules import WarmupCosine
+from moe_prompt.vision.training.optimizers import DECAY_RULES, OPTIMIZERS
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.optimizers import make_optimizer
+from moe_prompt.vision.training.optimizers import make_optimizer
 
 
 def parameters() -> dict[str, nn.Parameter]:

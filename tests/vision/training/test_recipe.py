@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.training import TrainingRecipe
+from moe_prompt.vision.training.train import TrainingRecipe
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from moe_prompt.vision.evaluation import Evaluation
-from moe_prompt.vision.steps import StepOutcome
-from moe_prompt.vision.training_result import Standing, TrainingResult
+from moe_prompt.vision.training.evaluation import Evaluation
+from moe_prompt.vision.training.result import Standing, TrainingResult
+from moe_prompt.vision.training.steps import StepOutcome
 
 
 def after(accuracies: list[float], choosing: bool, failure: str = "") -> TrainingResult:

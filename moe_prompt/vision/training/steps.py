@@ -11,12 +11,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from moe_prompt.errors import require
-from moe_prompt.vision.batches import Batch, to_input
-from moe_prompt.vision.evaluation import check_labels
-from moe_prompt.vision.optimizers import make_optimizer
 from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.runtime.precision import autocast, device_of, gradient_scaler, parameter_dtype, widened
-from moe_prompt.vision.training_recipe import TrainingRecipe
+from moe_prompt.vision.training.batches import Batch, to_input
+from moe_prompt.vision.training.evaluation import check_labels
+from moe_prompt.vision.training.optimizers import make_optimizer
+from moe_prompt.vision.training.recipe import TrainingRecipe
 
 
 class StepOutcome(NamedTuple):

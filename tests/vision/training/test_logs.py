@@ -6,7 +6,7 @@ import csv
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.run_logs import EPOCH_COLUMNS, STEP_COLUMNS, ResumableTable, RunLogs
+from moe_prompt.vision.training.logs import EPOCH_COLUMNS, STEP_COLUMNS, ResumableTable, RunLogs
 
 
 def rows(path) -> list[dict[str, str]]:

@@ -8,15 +8,15 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from moe_prompt.errors import require
-from moe_prompt.vision.batches import size_of
-from moe_prompt.vision.evaluation import Progress, silent
-from moe_prompt.vision.features import FeatureDataset
 from moe_prompt.vision.runtime.distributed import joined
 from moe_prompt.vision.runtime.precision import device_of, without_denormals
 from moe_prompt.vision.runtime.randomness import own_randomness
-from moe_prompt.vision.training_recipe import TrainingRecipe
-from moe_prompt.vision.training_result import TrainingResult
-from moe_prompt.vision.training_run import Plan, TrainingRun
+from moe_prompt.vision.training.batches import size_of
+from moe_prompt.vision.training.evaluation import Progress, silent
+from moe_prompt.vision.training.features import FeatureDataset
+from moe_prompt.vision.training.recipe import TrainingRecipe
+from moe_prompt.vision.training.result import TrainingResult
+from moe_prompt.vision.training.run import Plan, TrainingRun
 
 __all__ = ["FeatureDataset", "TrainingRecipe", "TrainingResult", "train"]
 
