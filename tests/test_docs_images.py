@@ -20,12 +20,12 @@ from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.outcomes import sections
 from moe_prompt.vision.quick import METHODS as QUICK_METHODS
-from moe_prompt.vision.recipes import GRIDS, SEEDS
 from moe_prompt.vision.reporting import report
-from moe_prompt.vision.run_specs import protocol_of
-from moe_prompt.vision.run_table import read_rows
-from moe_prompt.vision.searches import SEARCHES, search_named
 from moe_prompt.vision.training.recipe import TrainingRecipe
+from moe_prompt.vision.tuning.recipes import GRIDS, SEEDS
+from moe_prompt.vision.tuning.run_spec import protocol_of
+from moe_prompt.vision.tuning.run_table import read_rows
+from moe_prompt.vision.tuning.searches import SEARCHES, search_named
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
 from tests.vision.small_vit import pictures, small_vit
 

@@ -23,11 +23,11 @@ from moe_prompt.vision.downloads.registries import Progress
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.user_file import method_from_file
-from moe_prompt.vision.problems import Problem
-from moe_prompt.vision.recipes import Point, recipe_for
 from moe_prompt.vision.runtime.distributed import local_device
 from moe_prompt.vision.training.recipe import TrainingRecipe
-from moe_prompt.vision.tuning import method_for, recipe_from
+from moe_prompt.vision.tuning.problem import Problem
+from moe_prompt.vision.tuning.recipes import Point, recipe_for
+from moe_prompt.vision.tuning.tune import method_for, recipe_from
 
 __all__ = ["Setting", "chosen_method", "chosen_recipe", "open_problem", "open_task", "published_name", "usable_device"]
 

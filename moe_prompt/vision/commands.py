@@ -110,7 +110,7 @@ def report(
 ) -> None:
     """Mean and standard deviation per task, group means, cost, and the published numbers beside."""
     from moe_prompt.vision.reporting import report as reported
-    from moe_prompt.vision.run_table import read_rows, write_rows
+    from moe_prompt.vision.tuning.run_table import read_rows, write_rows
 
     rows = read_rows(runs)
     found = reported(rows, against)

@@ -14,10 +14,10 @@ from functools import cached_property
 from statistics import fmean, stdev
 
 from moe_prompt.vision.methods.by_name import METHODS
-from moe_prompt.vision.recipes import Point
 from moe_prompt.vision.references import GROUP_OF, GROUPS
-from moe_prompt.vision.run_table import FINAL, SEARCH, RunRow
-from moe_prompt.vision.searches import best_point
+from moe_prompt.vision.tuning.recipes import Point
+from moe_prompt.vision.tuning.run_table import FINAL, SEARCH, RunRow
+from moe_prompt.vision.tuning.searches import best_point
 
 CONFIDENCE = 0.95
 _VARIED = ("base_lr", "weight_decay", "seed", "workers")

@@ -28,14 +28,14 @@ from moe_prompt.vision.data.tasks import Task
 from moe_prompt.vision.data.writing import write_vtab_task
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
-from moe_prompt.vision.problems import Problem
-from moe_prompt.vision.recipes import OURS, Grid
 from moe_prompt.vision.reporting import Report, report
-from moe_prompt.vision.run_table import RunRow
-from moe_prompt.vision.searches import GridSearch
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.training.train import train
-from moe_prompt.vision.tuning import Teller, go_through, tune, untold
+from moe_prompt.vision.tuning.problem import Problem
+from moe_prompt.vision.tuning.recipes import OURS, Grid
+from moe_prompt.vision.tuning.run_table import RunRow
+from moe_prompt.vision.tuning.searches import GridSearch
+from moe_prompt.vision.tuning.tune import Teller, go_through, tune, untold
 from moe_prompt.vision.vit.config import ViTConfig
 from moe_prompt.vision.vit.transformer import VisionTransformer
 

@@ -15,7 +15,7 @@ from statistics import fmean
 from moe_prompt.errors import choose, require
 from moe_prompt.vision.outcomes import Cell, Section, sections
 from moe_prompt.vision.report_tables import Quotes, accuracies, chosen, costs, places, span
-from moe_prompt.vision.run_table import RunRow
+from moe_prompt.vision.tuning.run_table import RunRow
 
 _HOW_COMPARED = (
     "Differences are paired by seed: mean +- standard error. 'Better' needs zero outside of their 95 % interval and a "

@@ -18,9 +18,9 @@ from moe_prompt.vision.command_options import DEFAULT_BACKBONE, RUNS, say, show,
 if TYPE_CHECKING:
     from moe_prompt.vision.assembly import Setting
     from moe_prompt.vision.data.tasks import Task
-    from moe_prompt.vision.problems import Problem
-    from moe_prompt.vision.run_table import RunRow
-    from moe_prompt.vision.tuning import Tuned
+    from moe_prompt.vision.tuning.problem import Problem
+    from moe_prompt.vision.tuning.run_table import RunRow
+    from moe_prompt.vision.tuning.tune import Tuned
 
 FAILED = 1
 """Exit code where trainings were carried out, and one of them has no result."""
@@ -78,7 +78,7 @@ def train(
     require(data is not None, "train needs --data, a folder of pictures; or --quick, which brings its own.")
     assert data is not None
     from moe_prompt.vision import assembly
-    from moe_prompt.vision.runs import DATABASE, run
+    from moe_prompt.vision.tuning.runs import DATABASE, run
 
     setting = assembly.Setting(backbone, image, pooling, normalisation, share, test_share, device)
     task = assembly.open_task(data)
@@ -156,9 +156,9 @@ def tune(
     require(data is not None, "tune needs --data, a folder of pictures.")
     assert data is not None
     from moe_prompt.vision import assembly
-    from moe_prompt.vision.recipes import SEEDS
-    from moe_prompt.vision.searches import search_named
-    from moe_prompt.vision.tuning import tune as tuned
+    from moe_prompt.vision.tuning.recipes import SEEDS
+    from moe_prompt.vision.tuning.searches import search_named
+    from moe_prompt.vision.tuning.tune import tune as tuned
 
     names = method or list(TUNED)
     labels = [Path(each).stem for each in names]
@@ -196,8 +196,8 @@ def _opened(task: Task, setting: Setting, out: Path) -> Problem:
     """A task with its backbone, and a word on both; a folder that cannot be written is told before the decoding."""
     from moe_prompt.vision import assembly
     from moe_prompt.vision.data.tasks import REST_SPLIT
-    from moe_prompt.vision.run_table import RunTable
-    from moe_prompt.vision.runs import DATABASE
+    from moe_prompt.vision.tuning.run_table import RunTable
+    from moe_prompt.vision.tuning.runs import DATABASE
 
     problem, loaded = assembly.open_problem(task, setting, say)
     say(loaded.sentence())
@@ -213,7 +213,7 @@ def _opened(task: Task, setting: Setting, out: Path) -> Problem:
 def _tell(found: list[Tuned], errors: dict[str, InputError], out: Path) -> None:
     """The report of the methods that have results; then, once each, why others have none."""
     from moe_prompt.vision.reporting import report
-    from moe_prompt.vision.runs import DATABASE
+    from moe_prompt.vision.tuning.runs import DATABASE
 
     if found:
         rows = [row for each in found for row in (*each.trials, *each.finals)]
@@ -227,7 +227,7 @@ def _tell(found: list[Tuned], errors: dict[str, InputError], out: Path) -> None:
 
 def _demonstrate(words: Mapping[str, Any], out: Path) -> None:
     from moe_prompt.vision.quick import demonstrate
-    from moe_prompt.vision.runs import DATABASE
+    from moe_prompt.vision.tuning.runs import DATABASE
 
     for name, parameter in signature(train).parameters.items():
         require(

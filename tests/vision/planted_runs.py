@@ -2,7 +2,7 @@
 
 import json
 
-from moe_prompt.vision.run_table import FINAL, SEARCH, RunRow
+from moe_prompt.vision.tuning.run_table import FINAL, SEARCH, RunRow
 
 ROW = {
     "key": "k",

@@ -8,8 +8,8 @@ import torch
 from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import VTAB
 from moe_prompt.vision.data.writing import write_vtab_task
-from moe_prompt.vision.problems import Problem
 from moe_prompt.vision.training.recipe import TrainingRecipe
+from moe_prompt.vision.tuning.problem import Problem
 from moe_prompt.vision.vit.transformer import VisionTransformer, ViTConfig
 
 HEIGHT, WIDTH, CLASSES = 16, 12, 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moe_prompt.vision.run_table import read_rows
+from moe_prompt.vision.tuning.run_table import read_rows
 from tests.vision.planted_tasks import pixels, relabel, save
 from tests.vision.small_files import CONFIG, bars, vit_file
 

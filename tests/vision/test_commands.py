@@ -14,12 +14,13 @@ import time
 import pytest
 import torch
 
-from moe_prompt.vision import quick, runs
+from moe_prompt.vision import quick
 from moe_prompt.vision.checkpoints.backbones import BACKBONES
 from moe_prompt.vision.data.sets.fetch import SETS
 from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.methods.tuned_file import read_notes
-from moe_prompt.vision.run_table import read_rows
+from moe_prompt.vision.tuning import runs
+from moe_prompt.vision.tuning.run_table import read_rows
 from tests.vision.methods.test_user_file import OWN
 from tests.vision.small_files import CLASSES, bars, vit_file
 

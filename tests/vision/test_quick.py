@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 
 from moe_prompt.vision import quick
 from moe_prompt.vision.data.layouts.open_task import open_task
-from moe_prompt.vision.recipes import Grid
-from moe_prompt.vision.run_table import read_rows
-from moe_prompt.vision.searches import GridSearch
+from moe_prompt.vision.tuning.recipes import Grid
+from moe_prompt.vision.tuning.run_table import read_rows
+from moe_prompt.vision.tuning.searches import GridSearch
 
 
 @pytest.fixture

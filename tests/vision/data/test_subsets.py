@@ -10,7 +10,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.data.pictures import ArrayPictures
 from moe_prompt.vision.data.subsets import SHARES, stratified_fraction, with_validation
 from moe_prompt.vision.data.tasks import Split, Task
-from moe_prompt.vision.run_specs import FINAL, SEARCH, protocol_of
+from moe_prompt.vision.tuning.run_spec import FINAL, SEARCH, protocol_of
 
 
 def split(labels) -> Split:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.recipes import SGD_GRID, Grid, Point
-from moe_prompt.vision.run_table import Busy
-from moe_prompt.vision.searches import (
+from moe_prompt.vision.tuning.recipes import SGD_GRID, Grid, Point
+from moe_prompt.vision.tuning.run_table import Busy
+from moe_prompt.vision.tuning.searches import (
     FAILED,
     SEARCHES,
     CoordinateSearch,
@@ -18,7 +18,7 @@ from moe_prompt.vision.searches import (
     best_point,
     search_named,
 )
-from moe_prompt.vision.tuning import explore
+from moe_prompt.vision.tuning.tune import explore
 
 GRID = Grid("planted", "sgd", (5.0, 1.0, 0.2), (0.01, 0.001), "ours", "small")
 

@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.run_table import Busy, RunTable, exclusively, read_rows, write_rows
+from moe_prompt.vision.tuning.run_table import Busy, RunTable, exclusively, read_rows, write_rows
 from tests.vision.planted_runs import planted
 
 

@@ -5,7 +5,7 @@ import pytest
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.benchmarks import KNOWN_TASKS
 from moe_prompt.vision.methods.by_name import METHODS, method_named
-from moe_prompt.vision.recipes import (
+from moe_prompt.vision.tuning.recipes import (
     ADAMW_GRID,
     DERIVED,
     GRIDS,

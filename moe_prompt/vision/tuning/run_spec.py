@@ -27,8 +27,8 @@ from moe_prompt.errors import require
 from moe_prompt.vision.data.preprocessing import Preprocessing
 from moe_prompt.vision.data.tasks import REST_SPLIT, TEST_SPLIT, Split
 from moe_prompt.vision.methods.base import Method
-from moe_prompt.vision.run_table import FINAL, PURPOSES, SEARCH
 from moe_prompt.vision.training.recipe import TrainingRecipe
+from moe_prompt.vision.tuning.run_table import FINAL, PURPOSES, SEARCH
 
 VERSION = 1
 """Raised when the same specification gives another result than before."""

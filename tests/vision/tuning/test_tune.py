@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision import runs
 from moe_prompt.vision.methods.by_name import method_named
-from moe_prompt.vision.recipes import Grid, Schedule
-from moe_prompt.vision.run_table import RunTable
-from moe_prompt.vision.searches import GridSearch, search_named
-from moe_prompt.vision.tuning import choose_best, method_for, recipe_from, tune
+from moe_prompt.vision.tuning import runs
+from moe_prompt.vision.tuning.recipes import Grid, Schedule
+from moe_prompt.vision.tuning.run_table import RunTable
+from moe_prompt.vision.tuning.searches import GridSearch, search_named
+from moe_prompt.vision.tuning.tune import choose_best, method_for, recipe_from, tune
 from tests.vision.planted_runs import planted, trial
 from tests.vision.small_search import small_problem, small_recipe
 
@@ -130,7 +130,7 @@ def test_two_processes_share_a_tuning(tmp_path):
 def tune_there(task, out, together):
     from moe_prompt.vision.data.layouts.open_task import open_task
     from moe_prompt.vision.data.preprocessing import VTAB
-    from moe_prompt.vision.problems import Problem
+    from moe_prompt.vision.tuning.problem import Problem
     from tests.vision.small_search import small_backbone
 
     original, trained = runs.train, []

@@ -1,7 +1,7 @@
 """From search to test: hyper-parameters chosen on validation pictures, then five seeds, each tested once.
 
 1. Every trial of the search is a run on the search pair of splits (train800 / val200), all with the same seed.
-2. The best by last-epoch validation accuracy is chosen (ties: :func:`~moe_prompt.vision.searches.best_point`).
+2. The best by last-epoch validation accuracy is chosen (ties: :func:`~moe_prompt.vision.tuning.searches.best_point`).
 3. With it, five runs with the seeds 42, 44, 82, 100 and 800 on the final pair (train800val200 / test); the accuracy
    after the last epoch is the result.
 
@@ -21,14 +21,14 @@ from typing import Any
 from moe_prompt.errors import require
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named
-from moe_prompt.vision.problems import Problem
-from moe_prompt.vision.recipes import SEEDS, Point, Schedule, recipe_for
-from moe_prompt.vision.run_specs import SEARCH, RunSpec
-from moe_prompt.vision.run_table import Busy, RunRow, check_database, exclusively
-from moe_prompt.vision.runs import run
-from moe_prompt.vision.searches import FAILED, PlannedSearch, Search, best_point, optuna_module, point_of
 from moe_prompt.vision.training.evaluation import Progress, silent
 from moe_prompt.vision.training.recipe import TrainingRecipe
+from moe_prompt.vision.tuning.problem import Problem
+from moe_prompt.vision.tuning.recipes import SEEDS, Point, Schedule, recipe_for
+from moe_prompt.vision.tuning.run_spec import SEARCH, RunSpec
+from moe_prompt.vision.tuning.run_table import Busy, RunRow, check_database, exclusively
+from moe_prompt.vision.tuning.runs import run
+from moe_prompt.vision.tuning.searches import FAILED, PlannedSearch, Search, best_point, optuna_module, point_of
 
 STORAGE = "search.sqlite"
 Teller = Callable[[str], None]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moe_prompt.errors import InputError, choose, require
-from moe_prompt.vision.recipes import GRIDS, Grid, Point
+from moe_prompt.vision.tuning.recipes import GRIDS, Grid, Point
 
 if TYPE_CHECKING:
     from optuna.study import Study

@@ -15,10 +15,10 @@ from moe_prompt.vision.data.subsets import stratified_fraction
 from moe_prompt.vision.data.tasks import Split, Task
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.classifier import Classifier
-from moe_prompt.vision.run_specs import FINAL, SEARCH, Protocol, RunSpec, protocol_of, split_digest
 from moe_prompt.vision.runtime.metering import flops
 from moe_prompt.vision.training.features import FeatureDataset, fixed_features
 from moe_prompt.vision.training.recipe import TrainingRecipe
+from moe_prompt.vision.tuning.run_spec import FINAL, SEARCH, Protocol, RunSpec, protocol_of, split_digest
 from moe_prompt.vision.vit.transformer import VisionTransformer
 
 KEPT_IN_MEMORY = 2**30  # bytes of decoded pictures of one split
