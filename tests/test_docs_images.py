@@ -18,9 +18,9 @@ from moe_prompt.vision.data.sets.fetch import SETS
 from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.user_file import method_from_file
-from moe_prompt.vision.outcomes import sections
 from moe_prompt.vision.quick import METHODS as QUICK_METHODS
-from moe_prompt.vision.reporting import report
+from moe_prompt.vision.report.outcomes import sections
+from moe_prompt.vision.report.report import report
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.tuning.recipes import GRIDS, SEEDS
 from moe_prompt.vision.tuning.run_spec import protocol_of

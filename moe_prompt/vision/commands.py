@@ -109,7 +109,7 @@ def report(
     export: Annotated[Optional[Path], typer.Option("--export", help="Also write the rows to this CSV file.")] = None,
 ) -> None:
     """Mean and standard deviation per task, group means, cost, and the published numbers beside."""
-    from moe_prompt.vision.reporting import report as reported
+    from moe_prompt.vision.report.report import report as reported
     from moe_prompt.vision.tuning.run_table import read_rows, write_rows
 
     rows = read_rows(runs)

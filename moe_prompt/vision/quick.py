@@ -28,7 +28,7 @@ from moe_prompt.vision.data.tasks import Task
 from moe_prompt.vision.data.writing import write_vtab_task
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
-from moe_prompt.vision.reporting import Report, report
+from moe_prompt.vision.report.report import Report, report
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.training.train import train
 from moe_prompt.vision.tuning.problem import Problem

@@ -212,7 +212,7 @@ def _opened(task: Task, setting: Setting, out: Path) -> Problem:
 
 def _tell(found: list[Tuned], errors: dict[str, InputError], out: Path) -> None:
     """The report of the methods that have results; then, once each, why others have none."""
-    from moe_prompt.vision.reporting import report
+    from moe_prompt.vision.report.report import report
     from moe_prompt.vision.tuning.runs import DATABASE
 
     if found:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from moe_prompt.vision.outcomes import Average, Cell, Section, groups_of
-from moe_prompt.vision.references import (
+from moe_prompt.vision.report.outcomes import Average, Cell, Section, groups_of
+from moe_prompt.vision.report.published_numbers import (
     DOGS_BY_FRACTION,
     FLAT,
     GROUPS,

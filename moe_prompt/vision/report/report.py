@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from moe_prompt.errors import choose, require
-from moe_prompt.vision.outcomes import Cell, Section, sections
-from moe_prompt.vision.report_tables import Quotes, accuracies, chosen, costs, places, span
+from moe_prompt.vision.report.outcomes import Cell, Section, sections
+from moe_prompt.vision.report.tables import Quotes, accuracies, chosen, costs, places, span
 from moe_prompt.vision.tuning.run_table import RunRow
 
 _HOW_COMPARED = (

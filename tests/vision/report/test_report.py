@@ -7,8 +7,8 @@ import json
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.references import GROUPS, VTAB_TASKS, reference
-from moe_prompt.vision.reporting import report
+from moe_prompt.vision.report.published_numbers import GROUPS, VTAB_TASKS, reference
+from moe_prompt.vision.report.report import report
 from tests.vision.planted_runs import finals, planted, trial
 
 

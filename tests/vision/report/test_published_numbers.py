@@ -3,7 +3,7 @@
 import pytest
 
 from moe_prompt.vision.data.benchmarks import KNOWN_TASKS
-from moe_prompt.vision.references import (
+from moe_prompt.vision.report.published_numbers import (
     DOGS_BY_FRACTION,
     FGVC_TASKS,
     FIGURE,
