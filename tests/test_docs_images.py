@@ -13,12 +13,12 @@ import typer
 
 from moe_prompt.cli import main
 from moe_prompt.vision.checkpoints.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
+from moe_prompt.vision.commands.quick import METHODS as QUICK_METHODS
 from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.sets.fetch import SETS
 from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.user_file import method_from_file
-from moe_prompt.vision.quick import METHODS as QUICK_METHODS
 from moe_prompt.vision.report.outcomes import sections
 from moe_prompt.vision.report.report import report
 from moe_prompt.vision.training.recipe import TrainingRecipe

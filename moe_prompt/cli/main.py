@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.commands import app as classify_app
+from moe_prompt.vision.commands.app import app as classify_app
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

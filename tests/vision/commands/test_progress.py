@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from moe_prompt.vision.training_progress import TrainingProgress
+from moe_prompt.vision.commands.progress import TrainingProgress
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import time
 import pytest
 import torch
 
-from moe_prompt.vision import quick
 from moe_prompt.vision.checkpoints.backbones import BACKBONES
+from moe_prompt.vision.commands import quick
 from moe_prompt.vision.data.sets.fetch import SETS
 from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.methods.tuned_file import read_notes

@@ -9,9 +9,9 @@ from typing import Annotated, Optional
 import typer
 
 from moe_prompt.errors import choose, require
-from moe_prompt.vision import command_options as given
-from moe_prompt.vision.command_options import DEFAULT_BACKBONE, RUNS, say, show, show_json, stoppable
-from moe_prompt.vision.training_commands import train, tune
+from moe_prompt.vision.commands import options as given
+from moe_prompt.vision.commands.options import DEFAULT_BACKBONE, RUNS, say, show, show_json, stoppable
+from moe_prompt.vision.commands.training import train, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -133,10 +133,10 @@ def predict(
     json_: given.Json = False,
 ) -> None:
     """The class of each picture and its probability, by a tuned file."""
-    from moe_prompt.vision.assembly import usable_device
+    from moe_prompt.vision.commands.assembly import usable_device
+    from moe_prompt.vision.commands.prediction import open_predictor
     from moe_prompt.vision.data.pictures import FilePictures
     from moe_prompt.vision.methods.user_file import method_from_file
-    from moe_prompt.vision.prediction import open_predictor
 
     own = None if method is None else method_from_file(method)
     predictor, loaded = open_predictor(tuned, backbone, own, usable_device(device), say)
@@ -163,9 +163,9 @@ def import_(
     out: Annotated[Path, typer.Option("--out", help="The tuned file to write.")] = Path("released.safetensors"),
 ) -> None:
     """Put released VAPT prompts onto a backbone, save them as a tuned file, and print where it is."""
-    from moe_prompt.vision.assembly import preprocessing_of
     from moe_prompt.vision.checkpoints.files import read_checkpoint
     from moe_prompt.vision.checkpoints.loading import load_backbone
+    from moe_prompt.vision.commands.assembly import preprocessing_of
     from moe_prompt.vision.data.layouts.open_task import open_task
     from moe_prompt.vision.methods.released_vapt import released_vapt
     from moe_prompt.vision.methods.tuned_file import save_tuned

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.assembly import (
+from moe_prompt.vision.commands.assembly import (
     UNSEARCHED,
     Setting,
     chosen_method,

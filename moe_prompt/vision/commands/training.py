@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision import command_options as given
-from moe_prompt.vision.command_options import DEFAULT_BACKBONE, RUNS, say, show, show_json, stoppable, watched
+from moe_prompt.vision.commands import options as given
+from moe_prompt.vision.commands.options import DEFAULT_BACKBONE, RUNS, say, show, show_json, stoppable, watched
 
 if TYPE_CHECKING:
-    from moe_prompt.vision.assembly import Setting
+    from moe_prompt.vision.commands.assembly import Setting
     from moe_prompt.vision.data.tasks import Task
     from moe_prompt.vision.tuning.problem import Problem
     from moe_prompt.vision.tuning.run_table import RunRow
@@ -77,7 +77,7 @@ def train(
         return
     require(data is not None, "train needs --data, a folder of pictures; or --quick, which brings its own.")
     assert data is not None
-    from moe_prompt.vision import assembly
+    from moe_prompt.vision.commands import assembly
     from moe_prompt.vision.tuning.runs import DATABASE, run
 
     setting = assembly.Setting(backbone, image, pooling, normalisation, share, test_share, device)
@@ -155,7 +155,7 @@ def tune(
     """
     require(data is not None, "tune needs --data, a folder of pictures.")
     assert data is not None
-    from moe_prompt.vision import assembly
+    from moe_prompt.vision.commands import assembly
     from moe_prompt.vision.tuning.recipes import SEEDS
     from moe_prompt.vision.tuning.searches import search_named
     from moe_prompt.vision.tuning.tune import tune as tuned
@@ -194,7 +194,7 @@ def tune(
 
 def _opened(task: Task, setting: Setting, out: Path) -> Problem:
     """A task with its backbone, and a word on both; a folder that cannot be written is told before the decoding."""
-    from moe_prompt.vision import assembly
+    from moe_prompt.vision.commands import assembly
     from moe_prompt.vision.data.tasks import REST_SPLIT
     from moe_prompt.vision.tuning.run_table import RunTable
     from moe_prompt.vision.tuning.runs import DATABASE
@@ -226,7 +226,7 @@ def _tell(found: list[Tuned], errors: dict[str, InputError], out: Path) -> None:
 
 
 def _demonstrate(words: Mapping[str, Any], out: Path) -> None:
-    from moe_prompt.vision.quick import demonstrate
+    from moe_prompt.vision.commands.quick import demonstrate
     from moe_prompt.vision.tuning.runs import DATABASE
 
     for name, parameter in signature(train).parameters.items():

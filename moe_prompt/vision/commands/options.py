@@ -90,8 +90,8 @@ def _finite(thing: Any) -> Any:
 
 def watched(name: str) -> AbstractContextManager[Progress]:
     """The progress of trainings, with the time left, where somebody may be watching."""
+    from moe_prompt.vision.commands.progress import TrainingProgress
     from moe_prompt.vision.training.evaluation import silent
-    from moe_prompt.vision.training_progress import TrainingProgress
 
     return TrainingProgress(name) if speaks() else nullcontext(silent)
 

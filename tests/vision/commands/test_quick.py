@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from moe_prompt.vision import quick
+from moe_prompt.vision.commands import quick
 from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.tuning.recipes import Grid
 from moe_prompt.vision.tuning.run_table import read_rows
@@ -76,7 +76,7 @@ for name in {blocked!r}:
 def refuse(*args, **kwargs):
     raise OSError("no network")
 socket.socket.connect = refuse
-from moe_prompt.vision.quick import demonstrate
+from moe_prompt.vision.commands.quick import demonstrate
 print(demonstrate({str(tmp_path / "out")!r}).text())
 """
     before = os.times()
