@@ -27,7 +27,7 @@ from moe_prompt.vision.tuning.run_spec import protocol_of
 from moe_prompt.vision.tuning.run_table import read_rows
 from moe_prompt.vision.tuning.searches import SEARCHES, search_named
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
-from tests.vision.small_vit import pictures, small_vit
+from tests.builders.small_vit import pictures, small_vit
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "images.md").read_text()
@@ -330,63 +330,6 @@ def test_named_tests_exist():
             node.name for node in ast.parse((ROOT / named[0]).read_text()).body if isinstance(node, ast.FunctionDef)
         }
         assert named[1] in there, f"{named[0]} has no {named[1]}"
-
-
-# ------------------------------------------------------------------------------------------------ rooms
-
-
-def stated_rooms():
-    """Room -> (modules, rooms it imports from), in the order of the table."""
-    return {
-        room: (re.findall(r"`(\w+)`", modules), {other.strip() for other in others.split(",")} - {""})
-        for room, modules, others in tables(section("How it is built"))[0]
-    }
-
-
-def imports(module):
-    """Modules that a module of the wing imports: those of the wing, and those of the rest of the package."""
-    wing, core = set(), set()
-    for node in ast.walk(ast.parse((WING / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "moe_prompt.vision":
-            wing |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("moe_prompt.vision."):
-            wing.add(node.module.split(".")[2])
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("moe_prompt."):
-            core.add(node.module.split(".")[1])
-    return wing - {module}, core
-
-
-def test_every_module_has_a_room():
-    listed = [module for modules, _ in stated_rooms().values() for module in modules]
-    there = {path.stem for path in WING.glob("*.py")} - {"__init__"}
-    assert sorted(listed) == sorted(there), "the table of rooms in docs/images.md and moe_prompt/vision/ differ"
-
-
-def test_rooms_import_what_the_table_says():
-    rooms = stated_rooms()
-    room_of = {module: room for room, (modules, _) in rooms.items() for module in modules}
-    above = set()
-    for room, (modules, stated) in rooms.items():
-        used = {room_of[other] for module in modules for other in imports(module)[0]} - {room, "vocabulary"}
-        assert used == stated, f"{room} imports from {sorted(used)}, docs/images.md says {sorted(stated)}"
-        assert used <= above, f"{room} imports from a room below it"
-        above.add(room)
-
-
-def test_modules_of_a_room_stand_in_import_order():
-    for room, (modules, _) in stated_rooms().items():
-        for place, module in enumerate(modules):
-            later = imports(module)[0] & set(modules[place:])
-            assert not later, f"{room}: {module} stands before {sorted(later)}, which it imports"
-
-
-def test_the_rest_of_the_package_is_used_as_stated():
-    said = section("How it is built").split("rest of the package they use")[1].split("\n")[0]
-    used, users = said.split("; only")
-    modules = [path.stem for path in WING.glob("*.py")]
-    assert set(re.findall(r"`(\w+)`", used)) == set().union(*(imports(module)[1] for module in modules))
-    there = {path.stem for path in (ROOT / "moe_prompt").glob("*.py") if "moe_prompt.vision" in path.read_text()}
-    assert set(re.findall(r"`(\w+)`", users)) == there
 
 
 # ------------------------------------------------------------------------------------------------ measured

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import typer
 
-from moe_prompt import studies
 from moe_prompt.cli import main
+from moe_prompt.studies import loading as studies
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.running import runner
@@ -241,46 +241,3 @@ def test_links_lead_somewhere():
     for folder, page in ((ROOT, README), (ROOT / "docs", SIMULATIONS)):
         for link in re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", page):
             assert (folder / link).exists(), link
-
-
-# ------------------------------------------------------------------------------------------------ rooms
-
-
-def stated_rooms():
-    """Room -> (modules, rooms it imports from), in the order of the table."""
-    section = README.split("## How it is built")[1].split("\n## ")[0]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in section.splitlines() if row[:1] == "|"]
-    return {
-        room: (re.findall(r"`(\w+)`", modules), {other.strip() for other in others.split(",")} - {""})
-        for room, modules, others in cells[2:]
-    }
-
-
-def imports(module):
-    """Top-level modules of the package that a module, or a subpackage's modules, import."""
-    files = [PACKAGE / f"{module}.py"] if (PACKAGE / f"{module}.py").exists() else (PACKAGE / module).glob("*.py")
-    found = set()
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "moe_prompt":
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("moe_prompt."):
-                found.add(node.module.split(".")[1])
-    return found - {module}
-
-
-def test_every_module_has_a_room():
-    listed = [module for modules, _ in stated_rooms().values() for module in modules]
-    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert sorted(listed) == sorted(there - {"__init__"}), "the table of rooms in the README and moe_prompt/ differ"
-
-
-def test_rooms_import_what_the_table_says():
-    rooms = stated_rooms()
-    room_of = {module: room for room, (modules, _) in rooms.items() for module in modules}
-    above = set()
-    for room, (modules, stated) in rooms.items():
-        used = {room_of[other] for module in modules for other in imports(module)} - {room, "vocabulary"}
-        assert used == stated, f"{room} imports from {sorted(used)}, the README says {sorted(stated)}"
-        assert used <= above, f"{room} imports from a room below it"
-        above.add(room)

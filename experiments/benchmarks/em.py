@@ -34,7 +34,7 @@ from moe_prompt.likelihood.expectation_maximization import ExpectationMaximizati
 from moe_prompt.likelihood.models import GaussianMoE
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.models.covariates import EvenGrid, Uniform
-from moe_prompt.models.regression import Dataset
+from moe_prompt.models.sampling import Dataset
 
 GAP = 1e-8
 

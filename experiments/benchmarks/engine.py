@@ -34,7 +34,8 @@ from moe_prompt.estimation.base import FitResult
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import NearTruth
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Dataset, Population
 
 DIM, FROZEN, PROMPTS, RANK, OUTPUTS = 4, 3, 2, 3, 2
 NOISE, SPREAD = 0.02, 2.0

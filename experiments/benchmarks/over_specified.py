@@ -39,7 +39,8 @@ from moe_prompt.estimation.over_specified.hessian import second_order
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Dataset, Population
 
 DIM, FROZEN, PROMPTS, OUTPUTS = 3, 2, 2, 2
 NOISE, SPREAD, STARTS, APART = 0.02, 2.0, 16, 0.5

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_prompt.models.regression import Dataset, Prepared, RegressionModel
+from moe_prompt.models.regression import Prepared, RegressionModel
+from moe_prompt.models.sampling import Dataset
 
 CHUNK_BYTES = 3 << 20  # measured best between one and eight megabytes: cache against the cost of a call
 FEW_ROWS = 32  # measured, one thread of a Xeon: below, the full product of torch is faster by a half to two thirds

@@ -2,8 +2,9 @@ r"""The profile of a sample's objective over the size of a split: how much worse
 
     profile(t) = [ min { 1/2 |y - f_G|^2 : G with L + 1 atoms, one atom split by exactly t } - min over every t ] / s^2
 
-with the split measures of :mod:`moe_prompt.theory.split_distance`: the halves keep a quarter of their mass or more, everything else
-is free. Where sigma_2 > 0, near the truth and past the minimum it is, without the noise, the rise of a distance,
+with the split measures of :mod:`moe_prompt.theory.split_distance`: the halves keep a quarter of their mass or more,
+everything else is free. Where sigma_2 > 0, near the truth and past the minimum it is, without the noise, the rise of a
+distance,
 
     profile(t) ~ n (sigma_2 e^b t^2)^2 / (2 s^2),
 
@@ -27,7 +28,8 @@ from moe_prompt.errors import require
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.gating import exponential
-from moe_prompt.models.regression import Dataset, RegressionModel
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.sampling import Dataset
 from moe_prompt.theory.identifiability import Nodes, jacobian_rank, quadrature
 from moe_prompt.theory.sigma2 import Atom
 from moe_prompt.theory.split_distance import Split

@@ -27,7 +27,7 @@ from moe_prompt.estimation.base import Estimator, FitResult
 from moe_prompt.likelihood.louis_information import Observations, Sums
 from moe_prompt.likelihood.m_steps import FLAT, positive_solve, scoring_step
 from moe_prompt.likelihood.models import GatedMixture
-from moe_prompt.models.regression import Dataset
+from moe_prompt.models.sampling import Dataset
 
 ROUNDING = torch.finfo(torch.float64).eps
 SAME, HOPELESS = 0.1, 20.0  # fits to a rung whose log-likelihoods differ by less are one; by more, one is given up

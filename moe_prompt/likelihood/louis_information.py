@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from moe_prompt.frozen_density import HALF_LOG_2PI
-from moe_prompt.likelihood.models import GatedMixture
+from moe_prompt.likelihood.models import HALF_LOG_2PI, GatedMixture
 
 CHUNK = 12_288  # observations that are worked on together: their weights stay in cache
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_prompt.errors import require
 from moe_prompt.likelihood.models import GatedMixture
 from moe_prompt.models.covariates import Covariates
-from moe_prompt.models.regression import Dataset
+from moe_prompt.models.sampling import Dataset
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from moe_prompt.estimation.base import Estimator, FitResult, best_of
 from moe_prompt.likelihood.louis_information import CHUNK, Observations, Sums
 from moe_prompt.likelihood.m_steps import FLAT, gate_maximum, positive_solve, scoring_step
 from moe_prompt.likelihood.models import GatedMixture, GaussianMoE
-from moe_prompt.models.regression import Dataset
+from moe_prompt.models.sampling import Dataset
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 r"""Alignment: the member of an estimate's symmetry class that lies nearest to the truth.
 
 A symmetry changes the parameters of a family and leaves every function of it as it is; the groups themselves are in
-:mod:`moe_prompt.measures.symmetries`. Each has a continuous part, which :meth:`Symmetry.canonical` removes by a choice of
-coordinates, and a finite part, over which alignment and losses take the minimum. Relabelling the atoms is no symmetry
-here: a mixing measure does not see it.
+:mod:`moe_prompt.measures.symmetries`. Each has a continuous part, which :meth:`Symmetry.canonical` removes by a choice
+of coordinates, and a finite part, over which alignment and losses take the minimum. Relabelling the atoms is no
+symmetry here: a mixing measure does not see it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_prompt.estimation.split_profile import split_profile
-from moe_prompt.models.regression import Population
+from moe_prompt.models.sampling import Population
 from moe_prompt.theory.sigma2 import sigma_2
 
 SIZES = (1000, 10_000, 100_000)

@@ -32,7 +32,7 @@ def load(name: str) -> Study:
     if name.endswith(".py"):
         return _from_file(Path(name))
     module = choose("study", name, NAMES)
-    return importlib.import_module(f"{__name__}.{module}").build()
+    return importlib.import_module(f"moe_prompt.studies.named.{module}").build()
 
 
 def _from_file(path: Path) -> Study:

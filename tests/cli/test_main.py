@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from moe_prompt import studies
 from moe_prompt.cli import main
 from moe_prompt.plotting import bad_sequences
+from moe_prompt.studies import loading as studies
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running import archive
 from moe_prompt.studies.running.database import KEY, Results
 from moe_prompt.studies.running.runner import run as run_study
-from tests.planted_rows import NOTES, planted_rows
-from tests.small_study import study
+from tests.builders.planted_rows import NOTES, planted_rows
+from tests.builders.small_study import study
 from tests.studies.running.test_runner import assert_same_rows
 
-SMALL = Path(__file__).parent / "small_study.py"
+SMALL = Path(__file__).parents[1] / "builders" / "small_study.py"
 PHOTO = Path(str(files("sklearn.datasets") / "images" / "china.jpg"))
 PROGRAM = [sys.executable, "-c", "from moe_prompt.cli.main import main; main()"]
 LISTENS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # whatever started these tests
@@ -379,7 +379,7 @@ def test_list_names_every_study(command):
     told = [line.split(maxsplit=3) for line in shown.splitlines()]
     assert code == 0 and [name for name, *_ in told] == list(studies.NAMES)
     for name, fits, word, claim in told:
-        text = (Path(studies.__file__).parent / f"{studies.NAMES[name]}.py").read_text()
+        text = (Path(studies.__file__).parent / "named" / f"{studies.NAMES[name]}.py").read_text()
         assert re.search(r"Cost: +(\d+) fits", text)[1] == fits and word == "fits"
         assert claim == studies.load(name).claim
 

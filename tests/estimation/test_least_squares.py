@@ -20,10 +20,10 @@ from moe_prompt.attention.prompts import (
 )
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.base import FitResult
-from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.estimation.least_squares import LeastSquares, SecantTerm
 from moe_prompt.models.covariates import EvenGrid, Uniform
-from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
-from moe_prompt.secant import SecantTerm
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Dataset, Population
 
 ATOMS, DIM, OUTPUTS, REPLICATES, SAMPLES = 2, 3, 5, 7, 211
 STRICT = LeastSquares(tolerance=1e-10, max_steps=200)

@@ -9,7 +9,7 @@ from scipy.optimize import least_squares
 
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.split_profile import split_profile
-from moe_prompt.models.regression import Dataset
+from moe_prompt.models.sampling import Dataset
 from moe_prompt.studies.named.over_specified_settings import truth
 from moe_prompt.theory.sigma2 import sigma_2
 

@@ -8,7 +8,7 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.starts import Initializer, NearTruth, Random
-from tests.small_study import models, study
+from tests.builders.small_study import models, study
 
 TRUTH = study.truths["vapt"].theta
 

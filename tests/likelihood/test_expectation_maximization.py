@@ -11,16 +11,15 @@ from scipy.stats import chi2, norm
 from torch.autograd.functional import hessian
 
 from moe_prompt.errors import InputError
-from moe_prompt.frozen_density import FrozenDensity
 from moe_prompt.likelihood.expectation_maximization import Climb, ExpectationMaximization, _promising
 from moe_prompt.likelihood.louis_information import Observations
 from moe_prompt.likelihood.m_steps import gate_maximum, scoring_step
-from moe_prompt.likelihood.models import ContaminatedMoE, GaussianMoE
+from moe_prompt.likelihood.models import ContaminatedMoE, FrozenDensity, GaussianMoE
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.published_em import PublishedEM
 from moe_prompt.likelihood.starts import BesideTruth, Scattered
 from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
-from moe_prompt.models.regression import Dataset
+from moe_prompt.models.sampling import Dataset
 
 ESTIMATOR = ExpectationMaximization()
 EXPERTS = [-8.0, 25.0, 15.0, -20.0, -5.0, 20.0, math.log(0.3), math.log(0.4)]

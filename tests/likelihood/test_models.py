@@ -10,9 +10,8 @@ from torch.autograd.functional import hessian, jacobian
 
 from moe_prompt.attention.activations import activation
 from moe_prompt.errors import InputError
-from moe_prompt.frozen_density import FrozenDensity
 from moe_prompt.likelihood.louis_information import Observations
-from moe_prompt.likelihood.models import ContaminatedMoE, GaussianMoE
+from moe_prompt.likelihood.models import ContaminatedMoE, FrozenDensity, GaussianMoE
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
 

@@ -17,7 +17,8 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import NearTruth
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.gating import mixing
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.fingerprint import fingerprint
 from moe_prompt.theory.bad_sequences import free_values
 from moe_prompt.theory.identifiability import cramer_rao, information

@@ -21,7 +21,8 @@ from moe_prompt.attention.prompts import (
 from moe_prompt.errors import InputError
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.models.covariates import Gaussian, Uniform
-from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Dataset, Population
 
 RANK, ATOMS, DIM, VALUE, SAMPLES, KEY = 2, 3, 5, 7, 11, 13
 GRID = (2, 3)

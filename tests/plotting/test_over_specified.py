@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from moe_prompt.cli.main import _save
+from moe_prompt.cli.output import save_figure
 from moe_prompt.plotting.over_specified import draw_over_specified, family_of
 from moe_prompt.plotting.study_figure import draw
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import summarize
-from tests import planted_rows, small_study
-from tests.planted_over import NOTES, PLAIN_NOTES, SIZES, over, plain, planted_over, planted_plain
+from tests.builders import planted_rows, small_study
+from tests.builders.planted_over import NOTES, PLAIN_NOTES, SIZES, over, plain, planted_over, planted_plain
 
 ROWS = planted_over()
 FAMILIES = {"VPT": ("L = 1", "L = 2"), "VAPT": ("L = 1",), "prefix": ("L = 1",)}
@@ -100,7 +100,7 @@ def test_equal_rows_equal_bytes(tmp_path):
     again = planted_over()
     pairs = ((own, NOTES), (again[again.truth == "VAPT, L = 1"], dict(NOTES)), (own.assign(split_error=1.1), NOTES))
     one, other, moved = (
-        _save(draw_over_specified(over, rows, notes), tmp_path / f"{k}.pdf").read_bytes()
+        save_figure(draw_over_specified(over, rows, notes), tmp_path / f"{k}.pdf").read_bytes()
         for k, (rows, notes) in enumerate(pairs)
     )
     assert one == other != moved and len(one) > 10_000

@@ -8,15 +8,15 @@ import matplotlib
 import numpy as np
 import pytest
 
-from moe_prompt.cli.main import _save
+from moe_prompt.cli.output import save_figure
 from moe_prompt.errors import InputError
 from moe_prompt.plotting.rates import draw_rates, write
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.loading import load
 from moe_prompt.studies.running.archive import load_evidence
-from tests.planted_rows import NOTES, planted_rows
-from tests.small_study import study
+from tests.builders.planted_rows import NOTES, planted_rows
+from tests.builders.small_study import study
 
 ROWS = planted_rows(study)
 PANELS = {
@@ -125,10 +125,10 @@ def test_caption_and_legend_are_below_and_above(figure):
 def test_equal_rows_equal_bytes(figure, tmp_path):
     again = draw_rates(study, planted_rows(study), dict(NOTES))
     for suffix in (".png", ".pdf", ".svg"):
-        one, other = (_save(drawn, tmp_path / str(k) / f"a{suffix}") for k, drawn in enumerate((figure, again)))
+        one, other = (save_figure(drawn, tmp_path / str(k) / f"a{suffix}") for k, drawn in enumerate((figure, again)))
         assert one.read_bytes() == other.read_bytes()
     moved = draw_rates(study, ROWS.assign(excess_risk=ROWS.excess_risk * 1.5), NOTES)
-    assert _save(moved, tmp_path / "b.pdf").read_bytes() != (tmp_path / "0" / "a.pdf").read_bytes()
+    assert save_figure(moved, tmp_path / "b.pdf").read_bytes() != (tmp_path / "0" / "a.pdf").read_bytes()
 
 
 def test_part_of_a_study_is_drawn():
@@ -153,9 +153,9 @@ def test_drawing_leaves_the_users_settings_alone(figure):
 def test_a_figure_that_cannot_be_written(figure, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        _save(figure, tmp_path / "file" / "a.png")
+        save_figure(figure, tmp_path / "file" / "a.png")
     with pytest.raises(InputError, match=r"figures are written as \.png, \.pdf, \.svg: got a\.xyz"):
-        _save(figure, tmp_path / "a.xyz")
+        save_figure(figure, tmp_path / "a.xyz")
 
 
 @pytest.mark.parametrize("name", ["contaminated", "softmax-gaussian", "gates", "gates-top-k", "vpt-vs-vapt"])

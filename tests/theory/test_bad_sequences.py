@@ -19,7 +19,7 @@ from moe_prompt.theory.bad_sequences import (
     linear_experts,
 )
 from moe_prompt.theory.families import FAMILIES, select
-from tests.test_sigma2 import INVISIBLE
+from tests.theory.test_sigma2 import INVISIBLE
 
 SEEDS = range(4)
 BOX = 5.0

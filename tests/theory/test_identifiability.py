@@ -9,7 +9,8 @@ import torch
 from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.least_squares import LeastSquares
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.theory.families import EXPERTS, FAMILIES, Recipe, select
 from moe_prompt.theory.identifiability import (
     Direction,

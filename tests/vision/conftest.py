@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from moe_prompt.cli import main
-from tests.vision.small_files import bars, vit_file
+from tests.builders.small_files import bars, vit_file
 
 
 @pytest.fixture

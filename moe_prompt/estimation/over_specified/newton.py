@@ -2,9 +2,9 @@ r"""Least squares with more atoms than the truth has: Levenberg-Marquardt, then 
 
 An atom that the truth does not have moves f only to second order, so J'J is singular at the truth and Gauss-Newton
 crawls; the second-order term sum_i r_i d2 f_i is as large as what J'J has in those directions. So the best of the rough
-fits go on with it (:mod:`moe_prompt.estimation.over_specified.trust_region`). A fit ends at a minimum, by the length of the Newton step in
-standard errors, sqrt(g' H^-1 g / (p s^2)), and never at a saddle, as two atoms that coincide are one. Experts with
-kinks have minima where the gradient jumps (:mod:`moe_prompt.estimation.over_specified.kinks`).
+fits go on with it (:mod:`moe_prompt.estimation.over_specified.trust_region`). A fit ends at a minimum, by the length of
+the Newton step in standard errors, sqrt(g' H^-1 g / (p s^2)), and never at a saddle, as two atoms that coincide are
+one. Experts with kinks have minima where the gradient jumps (:mod:`moe_prompt.estimation.over_specified.kinks`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from moe_prompt.estimation.least_squares import LeastSquares, check
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified.kinks import leave_kinks
 from moe_prompt.estimation.over_specified.trust_region import TrustRegion
-from moe_prompt.models.regression import Dataset, RegressionModel
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.sampling import Dataset
 
 SAME = 0.3  # s^2: of rough fits, objectives nearer than this are one minimum
 AGAIN, HOPELESS = 3e-3, 50.0  # s^2: of fits that ended, one minimum; a minimum that will not be the best

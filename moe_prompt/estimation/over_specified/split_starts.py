@@ -29,7 +29,8 @@ from moe_prompt.estimation.least_squares import check
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified.hessian import second_order
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares, spare_starts
-from moe_prompt.models.regression import Dataset, RegressionModel
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.sampling import Dataset
 from moe_prompt.theory.quartic_forms import nearest_square
 from moe_prompt.theory.sigma2 import Atom
 

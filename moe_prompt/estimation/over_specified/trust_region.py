@@ -2,12 +2,13 @@ r"""Newton's method in a trust region, within a box, for a batch of least-square
 
     step = argmin { g's + 1/2 s'Hs : |D s| <= radius },     H = J'J + sum_i r_i d2 f_i,  D^2 = diag J'J
 
-Steps are taken in coordinates in which the valleys of an over-specified fit are straight (:mod:`moe_prompt.estimation.over_specified.split_coordinates`); a
-step that leaves a valley all the same, as the box bends those of families that are not identifiable, goes back to its
-floor before it is judged. A point where the gradient vanishes and H has a negative eigenvalue is left along that
-eigenvector. What a step would push out of the box is held on the boundary; where descent points inwards at the end it
-is released, and not held again before it has left. A problem is stuck where no step lowers its objective until the
-radius is nothing beside the tolerance; :mod:`moe_prompt.estimation.over_specified.kinks` asks why.
+Steps are taken in coordinates in which the valleys of an over-specified fit are straight
+(:mod:`moe_prompt.estimation.over_specified.split_coordinates`); a step that leaves a valley all the same, as the box
+bends those of families that are not identifiable, goes back to its floor before it is judged. A point where the
+gradient vanishes and H has a negative eigenvalue is left along that eigenvector. What a step would push out of the box
+is held on the boundary; where descent points inwards at the end it is released, and not held again before it has left.
+A problem is stuck where no step lowers its objective until the radius is nothing beside the tolerance;
+:mod:`moe_prompt.estimation.over_specified.kinks` asks why.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from moe_prompt.estimation.base import Estimator, FitResult
 from moe_prompt.estimation.least_squares import check
 from moe_prompt.estimation.top_one.local_quadratic import Local
 from moe_prompt.estimation.top_one.sample import Sample
-from moe_prompt.models.regression import Dataset, RegressionModel
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.sampling import Dataset
 
 
 @dataclass(frozen=True)

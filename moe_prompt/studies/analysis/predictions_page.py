@@ -1,7 +1,7 @@
 r"""What theory predicts beside what was measured, as a Markdown page that is made and not written.
 
-For every family of :data:`moe_prompt.theory.families.FAMILIES` its condition, its rates and their constants, computed; beside them
-the slopes of the studies whose cells belong to it. A cell belongs to a family by the name of its truth:
+For every family of :data:`moe_prompt.theory.families.FAMILIES` its condition, its rates and their constants, computed;
+beside them the slopes of the studies whose cells belong to it. A cell belongs to a family by the name of its truth:
 
     a family's name, with ", L = 2" behind it or not      a short name of :data:`moe_prompt.theory.families.EXPERTS`
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.measures.losses import VoronoiLoss
-from moe_prompt.models.regression import Dataset, Population, RegressionModel
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.sampling import Dataset, Population
 from moe_prompt.theory.identifiability import cramer_rao, information, node_blocks
 
 SMALL = 1e-6  # size of the errors at which the loss is linear to rounding

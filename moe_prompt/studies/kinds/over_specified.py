@@ -2,8 +2,8 @@ r"""Over-specified studies: least squares with more atoms than the truth has, an
 
     D ~ n^{-1/2},    split error ~ n^{-1/4},    masses and first moments ~ n^{-1/2},    |f_hat - f_*| ~ n^{-1/2}
 
-where sigma_2 > 0, with constants from :mod:`moe_prompt.theory.split_law`; where a family is not identifiable the split error
-stays where least squares happens to stop, and the first moments alone are learned.
+where sigma_2 > 0, with constants from :mod:`moe_prompt.theory.split_law`; where a family is not identifiable the split
+error stays where least squares happens to stop, and the first moments alone are learned.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moe_prompt.estimation.base import Estimator
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
-from moe_prompt.models.regression import Population
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
 from moe_prompt.studies.kinds import scoring
 from moe_prompt.theory.split_law import SplitLaw, split_law

@@ -10,7 +10,8 @@ from moe_prompt.errors import require
 from moe_prompt.estimation.base import Estimator
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Initializer, Random
-from moe_prompt.models.regression import Population, RegressionModel
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
 from moe_prompt.studies.fingerprint import fingerprint
 from moe_prompt.studies.kinds import scoring

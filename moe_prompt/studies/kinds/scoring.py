@@ -10,7 +10,8 @@ from torch import Tensor
 
 from moe_prompt.estimation.base import FitResult
 from moe_prompt.measures.losses import VoronoiLoss
-from moe_prompt.models.regression import Dataset, Population, RegressionModel
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.sampling import Dataset, Population
 from moe_prompt.studies.kinds.cell_limits import CellLimits
 
 FITTED = ("objective", "converged", "at_boundary", "steps", "gradient_norm", "offset")

@@ -25,7 +25,8 @@ from moe_prompt.attention.gates import TopKGate
 from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import require
 from moe_prompt.estimation.base import FitResult
-from moe_prompt.models.regression import Dataset, Population, RegressionModel
+from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.sampling import Dataset, Population
 from moe_prompt.studies.base import DATA, STARTS, Quantity
 from moe_prompt.studies.kinds import scoring
 from moe_prompt.studies.kinds.cell_limits import CellLimits, loss_constant

@@ -35,9 +35,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from moe_prompt.frozen_density import FrozenDensity
 from moe_prompt.likelihood.expectation_maximization import ExpectationMaximization
-from moe_prompt.likelihood.models import ContaminatedMoE
+from moe_prompt.likelihood.models import ContaminatedMoE, FrozenDensity
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.starts import Scattered
 from moe_prompt.models.covariates import Gaussian

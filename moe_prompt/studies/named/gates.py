@@ -33,7 +33,7 @@ GATES = {"softmax": SoftmaxGate(), "sigmoid": SigmoidGate(-math.log(FROZEN + PRO
 
 def build() -> RateStudy:
     base = truth("VPT, B injective", PROMPTS, NOISE)
-    truths = {name: replace(base, model=replace(base.model, gate=gate)) for name, gate in GATES.items()}
+    truths = {name: replace(base, model=replace(base.model, gate=gate), family=None) for name, gate in GATES.items()}
     return RateStudy(
         name="gates",
         claim="softmax and sigmoid gates each learn at n^-1/2 in their own model and level off at a floor elsewhere",

@@ -1,8 +1,9 @@
 """A top-K gate, K = 1 of two prompts: the boundary of the choice is learned at 1/n, everything else at n^{-1/2}.
 
-Claim: f jumps in x where the two prompts score alike, so that the hyperplane between them is learned as a change
-point, n^{-1}, and the other p - q = 5 directions of theta at n^{-1/2}, with the constants of a known hyperplane. The
-Cramer-Rao bound of E[J'J] is no bound here and is not drawn (moe_prompt/models/gating.py, moe_prompt/studies/kinds/top_k.py).
+Claim: f jumps in x where the two prompts score alike, so that the hyperplane between them is learned as a change point,
+n^{-1}, and the other p - q = 5 directions of theta at n^{-1/2}, with the constants of a known hyperplane. The
+Cramer-Rao bound of E[J'J] is no bound here and is not drawn (moe_prompt/models/gating.py,
+moe_prompt/studies/kinds/top_k.py).
 
 Command: moe-prompt study run gates-top-k      (--quick for a picture in a minute)
 Cost:    500 fits, 6 CPU minutes: log in experiments/results/gates-top-k.json

@@ -14,10 +14,10 @@ Setting: five families with one prompt and with two in the setting of over_speci
 vpt-vs-vapt. Every truth was drawn once and none was rejected. The box of the fits is [-3, 3]: with it masses are at
 least e^-3, which the law of the split needs, for an atom of vanishing mass may lie anywhere. How mass is shared within
 a split is seen by higher orders only, so that many fits end on the box. Starts are 8 standard normal vectors, which
-know nothing of the truth, and the splits of a fit with one prompt less (:mod:`moe_prompt.estimation.over_specified.split_starts`). Pilots of up
-to 24 replicates at n <= 1e4, with the seed of this study, settled the box. The starts were settled by a first run of
-the whole study from 48 normal vectors: where the truth has two prompts, a tenth of its fits ended in the second-best
-minimum.
+know nothing of the truth, and the splits of a fit with one prompt less
+(:mod:`moe_prompt.estimation.over_specified.split_starts`). Pilots of up to 24 replicates at n <= 1e4, with the seed of
+this study, settled the box. The starts were settled by a first run of the whole study from 48 normal vectors: where the
+truth has two prompts, a tenth of its fits ended in the second-best minimum.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ Expect:  slope -0.50 of the function; of the others nothing is predicted.
 Setting: that of over-specified, one hidden unit, losses up to positive scaling of units; noise 0.02 as in vpt-vs-vapt,
 truths drawn once and none rejected, box [-3, 3], 48 starts and keep = 3. Newton's second derivatives are those on
 either side of the kink. Fits end within a tenth of a standard error of a minimum: many minima are at kinks, and there
-Newton's step has a length that falls as n^-1/2 only (moe_prompt.estimation.over_specified.kinks). Pilots of up to 40 replicates at n <= 1e4, of
-other seeds for the tolerance and of this study's for the rest, settled these.
+Newton's step has a length that falls as n^-1/2 only (moe_prompt.estimation.over_specified.kinks). Pilots of up to 40
+replicates at n <= 1e4, of other seeds for the tolerance and of this study's for the rest, settled these.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.over_specified.split_starts import SplitLeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 
 DIM, FROZEN, OUTPUTS, SPREAD, BOX, NOISE = 3, 2, 2, 2.0, 3.0, 0.02
@@ -112,4 +113,4 @@ def truth(family: str, atoms: int, noise: float) -> Population:
     model = RegressionModel(frozen, expert_of(family, atoms), key_map, value_map, gate)
     theta = torch.from_numpy(rng.uniform(-SPREAD, SPREAD, model.num_parameters))
     theta[model.slices["b"]] = theta[model.slices["b"]] / 3
-    return Population(model, theta, Uniform(-math.sqrt(3), math.sqrt(3), DIM), noise)
+    return Population(model, theta, Uniform(-math.sqrt(3), math.sqrt(3), DIM), noise, family)

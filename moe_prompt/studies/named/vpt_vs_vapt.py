@@ -28,21 +28,21 @@ from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Covariates, Uniform
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.kinds.rates import RateStudy
 
 DIM, FROZEN, PROMPTS, RANK, OUTPUTS = 4, 3, 2, 2, 2
 NOISE, SPREAD, BOX = 0.02, 2.0, 3.0
+FAMILIES = {"vpt": "VPT, B injective", "vapt": "VAPT, tanh"}
 SIZES = tuple(round(n) for n in np.geomspace(1e2, 1e5, 13))
 
 
-def generic_truth(
-    model: RegressionModel, covariates: Covariates, rng: np.random.Generator, noise: float = NOISE
-) -> Population:
+def generic_truth(model: RegressionModel, covariates: Covariates, rng: np.random.Generator, family: str) -> Population:
     """Parameters uniform on [-SPREAD, SPREAD], gating biases on a third of it."""
     theta = torch.from_numpy(rng.uniform(-SPREAD, SPREAD, model.num_parameters))
     theta[model.slices["b"]] /= 3
-    return Population(model, theta, covariates, noise)
+    return Population(model, theta, covariates, NOISE, family)
 
 
 def build() -> RateStudy:
@@ -55,7 +55,7 @@ def build() -> RateStudy:
     return RateStudy(
         name="vpt-vs-vapt",
         claim="VPT and VAPT each learn at n^-1/2 in their own model and level off at a floor in the other's",
-        truths={name: generic_truth(model, covariates, rng) for name, model in models.items()},
+        truths={name: generic_truth(model, covariates, rng, FAMILIES[name]) for name, model in models.items()},
         contenders=models,
         sizes=SIZES,
         replicates=100,

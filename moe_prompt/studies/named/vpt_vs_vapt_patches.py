@@ -28,7 +28,7 @@ from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import ImagePatches
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.studies.kinds.rates import RateStudy
-from moe_prompt.studies.named.vpt_vs_vapt import SIZES, generic_truth
+from moe_prompt.studies.named.vpt_vs_vapt import FAMILIES, SIZES, generic_truth
 
 TOKENS, DIM, PROMPTS, RANK, OUTPUTS = 4, 4, 2, 1, 2
 
@@ -43,7 +43,7 @@ def build() -> RateStudy:
     }
     models = {name: RegressionModel.from_head(head, 0, TOKENS, expert) for name, expert in experts.items()}
     covariates = ImagePatches.digits(crop=4, patch=2)
-    truths = {name: generic_truth(model, covariates, rng) for name, model in models.items()}
+    truths = {name: generic_truth(model, covariates, rng, FAMILIES[name]) for name, model in models.items()}
     truths["vapt"].theta[models["vapt"].slices["w1"]] /= 2
     return RateStudy(
         name="vpt-vs-vapt-patches",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from moe_prompt import provenance
 from moe_prompt.errors import InputError
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.running import archive, runner
@@ -63,7 +64,7 @@ def pilot_basis(study: Study, folder: Path, progress: Progress = lambda fits, co
     results = Results(archive.database(folder, study.name), study.columns)
     try:
         archive.restore(study, folder, results)  # which does nothing once the pilot's rows are there
-        results.note(study.key, "environment", archive.environment())
+        results.note(study.key, "environment", provenance.environment())
         sizes = pilot(study, results, progress=progress)
         rows, _, source = archive.load_evidence(study, folder)
         words = f"{len(rows)} rows of {source}, after a pilot at n = {', '.join(map(str, sizes))}: costs beyond follow "

@@ -5,7 +5,7 @@
 | npz          | ``numpy.load(allow_pickle=False)``                                                               |
 | safetensors  | as it is, with what its header says of heads and epsilon                                         |
 | torch file   | ``torch.load(weights_only=True)``: tensors in dictionaries, and nothing that would run code      |
-| ONNX         | :mod:`moe_prompt.vision.checkpoints.formats.onnx`                                                            |
+| ONNX         | the weights of the graph, see `formats/onnx.py`                                                 |
 
 A folder, as transformers and the hubs keep it, stands for the `model.safetensors` or `pytorch_model.bin` in it.
 """

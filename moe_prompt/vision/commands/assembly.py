@@ -15,7 +15,7 @@ import torch
 
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
-from moe_prompt.vision.data.layouts import open_task
+from moe_prompt.vision.data.layouts import open_task as layouts
 from moe_prompt.vision.data.preprocessing import FGVC, VTAB, Preprocessing
 from moe_prompt.vision.data.subsets import with_validation
 from moe_prompt.vision.data.tasks import Task
@@ -85,7 +85,7 @@ def open_problem(task: Task, setting: Setting, progress: Progress | None = None)
 
 def open_task(path: Path) -> Task:
     """The task at a path, with a validation split made of training pictures where it comes without one."""
-    return with_validation(open_task.open_task(path))
+    return with_validation(layouts.open_task(path))
 
 
 def preprocessing_of(task: Task, size: tuple[int, int], normalisation: str | None = None) -> Preprocessing:

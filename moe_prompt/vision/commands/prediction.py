@@ -84,8 +84,8 @@ def open_predictor(
     """The predictor in a tuned file, and what the backbone's file held.
 
     Args:
-        backbone: as for :func:`moe_prompt.vision.checkpoints.loading.load_backbone`; the size of its pictures is the file's.
-        method: the method, where it is the user's own.
+        backbone: as for :func:`moe_prompt.vision.checkpoints.loading.load_backbone`; the size of its pictures is the
+        file's. method: the method, where it is the user's own.
 
     Raises:
         InputError: naming the file: none, not a tuned one, without preprocessing, or of another backbone or method.

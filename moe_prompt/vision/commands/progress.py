@@ -15,7 +15,7 @@ PHASES = {"train": "training", "test": "testing", "features": "features"}
 
 
 class TrainingProgress:
-    """Called as :data:`moe_prompt.vision.training.evaluation.Progress`: phase, how much of it is done, of how much, a note."""
+    """Called as `training.evaluation.Progress`: phase, how much of it is done, of how much, a note."""
 
     def __init__(self, name: str, every: float = 10.0) -> None:
         self.name, self.every = name, every

@@ -127,3 +127,24 @@ def known_task(name: str, layout: str) -> KnownTask | None:
         if task.layout == layout and plain(name) in map(plain, (task.name, task.title, *task.aliases)):
             return task
     return None
+
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Natural": ("cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"),
+    "Specialized": ("patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"),
+    "Structured": (
+        "clevr_count",
+        "clevr_dist",
+        "dmlab",
+        "kitti",
+        "dsprites_loc",
+        "dsprites_ori",
+        "smallnorb_azi",
+        "smallnorb_ele",
+    ),
+    "FGVC": ("cub", "nabirds", "flowers", "dogs", "cars"),
+}
+VTAB_GROUPS = ("Natural", "Specialized", "Structured")
+VTAB_TASKS = tuple(task for group in VTAB_GROUPS for task in GROUPS[group])
+FGVC_TASKS = GROUPS["FGVC"]
+GROUP_OF: Mapping[str, str] = {task: group for group, tasks in GROUPS.items() for task in tasks}

@@ -1,7 +1,7 @@
 """A split as a PyTorch dataset of bytes and labels: decoded in the workers, or decoded once and kept in memory.
 
-A picture is uint8 (3, height, width) until it is in a batch; :func:`moe_prompt.vision.data.preprocessing.normalise` makes
-numbers of it there. A test set of 73,728 pictures of 224 x 224 is 11 GB as bytes and 44 GB as float32.
+A picture is uint8 (3, height, width) until it is in a batch; :func:`moe_prompt.vision.data.preprocessing.normalise`
+makes numbers of it there. A test set of 73,728 pictures of 224 x 224 is 11 GB as bytes and 44 GB as float32.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ A set of pictures is as good as its decoding, so it is fixed here:
 | fewer bytes than it should         | refused, also where Pillow could be told to fill the rest with grey      |
 
 All of these but the first line are noted beside the picture, and `verify` counts the notes.
-:func:`moe_prompt.attention.pictures.read_picture` does the same for one picture to look at, except that it stretches the numbers
-that are refused here and keeps no notes.
+:func:`moe_prompt.attention.pictures.read_picture` does the same for one picture to look at, except that it stretches
+the numbers that are refused here and keeps no notes.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
 
+from moe_prompt.vision.data.benchmarks import GROUP_OF, GROUPS
 from moe_prompt.vision.methods.by_name import METHODS
-from moe_prompt.vision.report.published_numbers import GROUP_OF, GROUPS
 from moe_prompt.vision.tuning.recipes import Point
 from moe_prompt.vision.tuning.run_table import FINAL, SEARCH, RunRow
 from moe_prompt.vision.tuning.searches import best_point

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from moe_prompt.vision.data.benchmarks import GROUPS, VTAB_GROUPS
+
 PUBLISHED = "published"
 FIGURE = "read off a figure (+-0.3)"
 MEMORY = "from memory, unverified"
@@ -24,25 +26,6 @@ MOCO = "ViT-B/16 MoCo v3"
 REPORTED_OF: Mapping[str, str] = {"mae-vit-b16": MAE, "moco-v3-vit-b16": MOCO}
 """Of which backbone the numbers beside ours are, by the name of ours; of ImageNet-21k's where it has none."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Natural": ("cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"),
-    "Specialized": ("patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"),
-    "Structured": (
-        "clevr_count",
-        "clevr_dist",
-        "dmlab",
-        "kitti",
-        "dsprites_loc",
-        "dsprites_ori",
-        "smallnorb_azi",
-        "smallnorb_ele",
-    ),
-    "FGVC": ("cub", "nabirds", "flowers", "dogs", "cars"),
-}
-VTAB_GROUPS = ("Natural", "Specialized", "Structured")
-VTAB_TASKS = tuple(task for group in VTAB_GROUPS for task in GROUPS[group])
-FGVC_TASKS = GROUPS["FGVC"]
-GROUP_OF: Mapping[str, str] = {task: group for group, tasks in GROUPS.items() for task in tasks}
 FLAT = "mean of 19"
 
 

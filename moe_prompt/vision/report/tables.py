@@ -7,18 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from moe_prompt.vision.data.benchmarks import GROUPS, VTAB_GROUPS, VTAB_TASKS
 from moe_prompt.vision.report.outcomes import Average, Cell, Section, groups_of
-from moe_prompt.vision.report.published_numbers import (
-    DOGS_BY_FRACTION,
-    FLAT,
-    GROUPS,
-    IN21K,
-    REPORTED_OF,
-    VTAB_GROUPS,
-    VTAB_TASKS,
-    Quoted,
-    reference,
-)
+from moe_prompt.vision.report.published_numbers import DOGS_BY_FRACTION, FLAT, IN21K, REPORTED_OF, Quoted, reference
 
 NOTHING = "-"
 OF_GROUPS = "mean of 3 group means"

@@ -21,7 +21,7 @@ from itertools import product
 from typing import Any
 
 from moe_prompt.errors import choose
-from moe_prompt.vision.report.published_numbers import FGVC_TASKS, GROUP_OF, VTAB_TASKS
+from moe_prompt.vision.data.benchmarks import FGVC_TASKS, GROUP_OF, VTAB_TASKS
 
 PUBLISHED, DERIVED, OURS = "published", "derived", "ours"
 PROVENANCES = (PUBLISHED, DERIVED, OURS)

@@ -4,8 +4,8 @@
     row = run(problem.trial(method, recipe), folder, problem)              # searched on validation pictures
     row = run(problem.final(method, recipe), folder, problem)              # trained on all of them, tested once
 
-`folder` gets `runs.sqlite` (:mod:`moe_prompt.vision.tuning.run_table`) and, for each run, `runs/<key>/` with the logs of the
-training, its state until the row is written, and after a final run `tuned.safetensors`.
+`folder` gets `runs.sqlite` (:mod:`moe_prompt.vision.tuning.run_table`) and, for each run, `runs/<key>/` with the logs
+of the training, its state until the row is written, and after a final run `tuned.safetensors`.
 """
 
 from __future__ import annotations
@@ -164,6 +164,6 @@ def _row(
 
 @cache
 def _environment() -> dict[str, Any]:
-    from moe_prompt.studies.running.archive import environment
+    from moe_prompt.provenance import environment
 
     return {**environment(), "threads": torch.get_num_threads()}

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from moe_prompt import studies
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified import newton, trust_region
 from moe_prompt.estimation.over_specified.kinks import Kink, least_combination
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.over_specified.split_coordinates import Layout
 from moe_prompt.estimation.over_specified.trust_region import TrustRegion
+from moe_prompt.studies import loading as studies
 
 TOLERANCE, N, REPLICATES = 0.02, 1000, 24
 CREASE, SHIFT = 3.0, 1.0

@@ -17,7 +17,8 @@ from moe_prompt.estimation.over_specified import trust_region
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import Dataset, FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Dataset, Population
 
 DIM, OUTPUTS, ATOMS, REPLICATES, STARTS, SAMPLES = 3, 2, 2, 5, 7, 211
 NEWTON = NewtonLeastSquares(tolerance=1e-8)

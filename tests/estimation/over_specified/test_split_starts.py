@@ -14,7 +14,8 @@ from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.over_specified.split_starts import SplitLeastSquares, fewer_atoms, split_starts
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.theory.quartic_forms import nearest_square
 
 DIM, NOISE, N = 3, 0.02, 701

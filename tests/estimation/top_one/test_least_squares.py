@@ -15,7 +15,7 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.estimation.top_one.least_squares import TopOneLeastSquares
 from moe_prompt.estimation.top_one.local_quadratic import _least_distance, _ray
-from moe_prompt.models.regression import Dataset
+from moe_prompt.models.sampling import Dataset
 from moe_prompt.studies.loading import load
 
 TRUTH = load("gates-top-k").truths["top-1"]

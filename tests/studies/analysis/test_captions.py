@@ -11,7 +11,7 @@ from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.loading import load
 from moe_prompt.studies.running.archive import load_evidence
-from tests.planted_over import NOTES, PLAIN_NOTES, REPLICATES, SIZES, over, plain, planted_over, planted_plain
+from tests.builders.planted_over import NOTES, PLAIN_NOTES, REPLICATES, SIZES, over, plain, planted_over, planted_plain
 
 ROWS = planted_over()
 RESULTS = Path(__file__).parents[3] / "experiments" / "results"

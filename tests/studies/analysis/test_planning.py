@@ -16,8 +16,8 @@ from moe_prompt.studies.base import Quantity
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import Results
 from moe_prompt.studies.running.pilot import pilot
-from tests.planted_rows import planted_rows
-from tests.small_study import study
+from tests.builders.planted_rows import planted_rows
+from tests.builders.small_study import study
 
 MANY = replace(study, replicates=40)
 ROWS = planted_rows(MANY)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_prompt import studies
 from moe_prompt.cli import main
 from moe_prompt.errors import InputError
+from moe_prompt.studies import loading as studies
 from moe_prompt.studies.analysis.predictions_page import document, excess_atoms, family_of, measured
 from moe_prompt.studies.analysis.rate_fit import fit_rate
 from moe_prompt.studies.base import Quantity, Study
@@ -18,8 +18,8 @@ from moe_prompt.studies.named import contaminated
 from moe_prompt.studies.running.database import columns_of
 from moe_prompt.theory import families
 from moe_prompt.theory.report import FamilyReport
-from tests.planted_rows import NOTES, planted_rows
-from tests.small_study import study
+from tests.builders.planted_rows import NOTES, planted_rows
+from tests.builders.small_study import study
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "theory.md"

@@ -11,8 +11,8 @@ from sklearn.isotonic import isotonic_regression
 from moe_prompt.errors import InputError
 from moe_prompt.studies.analysis.rate_fit import fit_rate
 from moe_prompt.studies.analysis.sample_complexity import cross, crossing, fall, needed_sizes, table
-from tests.planted_rows import NOTES, planted_rows
-from tests.small_study import study
+from tests.builders.planted_rows import NOTES, planted_rows
+from tests.builders.small_study import study
 
 ROWS = planted_rows(study)
 SIZES = (101, 211, 499, 1009, 2003)

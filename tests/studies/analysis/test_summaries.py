@@ -11,8 +11,8 @@ import pytest
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.rate_fit import fit_rate
 from moe_prompt.studies.analysis.summaries import summarize, table
-from tests.planted_rows import NOTES, planted_rows
-from tests.small_study import study
+from tests.builders.planted_rows import NOTES, planted_rows
+from tests.builders.small_study import study
 
 ROWS = planted_rows(study)
 VERDICT = "Each method learns at the parametric rate in its own model"

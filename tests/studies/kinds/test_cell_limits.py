@@ -12,9 +12,10 @@ from scipy.optimize import least_squares
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.kinds.rates import RateStudy
-from tests.small_study import study
+from tests.builders.small_study import study
 
 NOISE, LOW, HIGH = 0.05, -2.0, 2.0
 

@@ -11,17 +11,16 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from moe_prompt import studies
 from moe_prompt.errors import InputError
-from moe_prompt.frozen_density import FrozenDensity
 from moe_prompt.likelihood.cramer_rao import bound_at, information, power_law
 from moe_prompt.likelihood.expectation_maximization import ExpectationMaximization
 from moe_prompt.likelihood.losses import HellingerDistance, SoftmaxVoronoiLoss
-from moe_prompt.likelihood.models import ContaminatedMoE, GaussianMoE
+from moe_prompt.likelihood.models import ContaminatedMoE, FrozenDensity, GaussianMoE
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.starts import Scattered
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
+from moe_prompt.studies import loading as studies
 from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.kinds.likelihood import Contender, Fixed, LikelihoodStudy, Truth
 from moe_prompt.studies.kinds.likelihood_scoring import ContaminatedJudge, SoftmaxGaussianJudge
@@ -334,12 +333,12 @@ def named(request):
 
 
 def build(name: str) -> LikelihoodStudy:
-    module = __import__(f"moe_prompt.studies.{NAMED[name]}", fromlist=["build"])
+    module = __import__(f"moe_prompt.studies.named.{NAMED[name]}", fromlist=["build"])
     return module.build()
 
 
 def documented(name: str) -> str:
-    return (Path(studies.__file__).parent / f"{NAMED[name]}.py").read_text().split('"""')[1]
+    return (Path(studies.__file__).parent / "named" / f"{NAMED[name]}.py").read_text().split('"""')[1]
 
 
 def test_key_is_that_of_the_rows_computed_so_far(named):

@@ -14,13 +14,14 @@ from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import InputError
 from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.base import DATA, STARTS
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import Results
 from moe_prompt.theory.split_law import split_law
-from tests.small_over_specified import study
+from tests.builders.small_over_specified import study
 from tests.studies.running.test_runner import assert_same_rows
 from tests.theory.test_split_law import jacobian_by_differences, split_by
 

@@ -12,7 +12,7 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import NearTruth, Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.studies.analysis.rate_fit import fit_rate
-from tests.small_study import models, study
+from tests.builders.small_study import models, study
 
 SIZES = (50, 130, 410, 1100, 3700)
 

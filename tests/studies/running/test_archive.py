@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 
 from moe_prompt.errors import InputError
+from moe_prompt.provenance import _commit, environment
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.summaries import summarize
 from moe_prompt.studies.kinds.rates import RateStudy
-from moe_prompt.studies.running.archive import _commit, database, environment, export, load_evidence, restore
+from moe_prompt.studies.running.archive import database, export, load_evidence, restore
 from moe_prompt.studies.running.database import Results, columns_of
-from tests.planted_rows import NOTES, planted_rows
-from tests.small_study import study
+from tests.builders.planted_rows import NOTES, planted_rows
+from tests.builders.small_study import study
 
 
 def stored(folder, rows: pd.DataFrame | None = None, notes=NOTES):

@@ -8,8 +8,8 @@ import pytest
 from moe_prompt.errors import InputError
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running.database import KEY, Results, columns_of
-from tests.planted_rows import planted_rows
-from tests.small_study import study
+from tests.builders.planted_rows import planted_rows
+from tests.builders.small_study import study
 
 
 def row(replicate: int = 0, **changes):

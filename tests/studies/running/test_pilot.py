@@ -8,9 +8,9 @@ from moe_prompt.studies.analysis.planning import plan
 from moe_prompt.studies.running import archive, runner
 from moe_prompt.studies.running.database import Results
 from moe_prompt.studies.running.pilot import known_basis, pilot, pilot_basis, sufficient
+from tests.builders.planted_rows import planted_rows
+from tests.builders.small_study import study
 from tests.cli.test_main import stored
-from tests.planted_rows import planted_rows
-from tests.small_study import study
 from tests.studies.running.test_runner import assert_same_rows
 
 ROWS = planted_rows(study)

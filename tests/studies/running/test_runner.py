@@ -15,13 +15,14 @@ from moe_prompt.estimation.base import Estimator
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.analysis.rate_fit import fit_rate
 from moe_prompt.studies.analysis.summaries import by_size, summarize
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import KEY, Results
-from tests.small_study import study
+from tests.builders.small_study import study
 
 COORDINATES = list(KEY[1:])
 

@@ -17,8 +17,8 @@ from moe_prompt.vision.checkpoints.backbones import BACKBONES, GraphInWheel, Hub
 from moe_prompt.vision.checkpoints.loading import load_backbone
 from moe_prompt.vision.downloads.registries import PyPIFile
 from moe_prompt.vision.vit.transformer import VIT_SIZES, ViTConfig
-from tests.vision.onnx_files import GraphWriter
-from tests.vision.vit_files import (
+from tests.builders.onnx_files import GraphWriter
+from tests.builders.vit_files import (
     DEPTH,
     DIM,
     HEADS,

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
-from tests.vision.onnx_files import GraphWriter
-from tests.vision.vit_files import (
+from tests.builders.onnx_files import GraphWriter
+from tests.builders.vit_files import (
     DIM,
     HEADS,
     IMAGE,

@@ -21,13 +21,13 @@ from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.methods.tuned_file import read_notes
 from moe_prompt.vision.tuning import runs
 from moe_prompt.vision.tuning.run_table import read_rows
+from tests.builders.small_files import CLASSES, bars, vit_file
 from tests.vision.methods.test_user_file import OWN
-from tests.vision.small_files import CLASSES, bars, vit_file
 
 PROGRAM = [
     sys.executable,
     "-c",
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from moe_prompt.cli.main import main; main()",
+    "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom moe_prompt.cli.main import main\nmain()",
     "classify",
 ]
 SHORT = ("--epochs", 2, "--batch", 8)

@@ -19,7 +19,7 @@ from moe_prompt.vision.commands.assembly import (
 from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import FGVC, VTAB
 from moe_prompt.vision.tuning.recipes import GRIDS
-from tests.vision.small_files import bars, vit_file
+from tests.builders.small_files import bars, vit_file
 
 # ------------------------------------------------------------------------------------------------ methods
 

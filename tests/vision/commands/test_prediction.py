@@ -16,9 +16,9 @@ from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import save_tuned
 from moe_prompt.vision.methods.user_file import method_from_file
+from tests.builders.planted_tasks import pixels, save
+from tests.builders.small_files import CONFIG, vit_file
 from tests.vision.methods.test_user_file import OWN, written
-from tests.vision.planted_tasks import pixels, save
-from tests.vision.small_files import CONFIG, vit_file
 
 CLASSES = ("oak", "elm", "ash", "fir", "yew")
 

@@ -11,7 +11,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.data.datasets import PictureDataset, in_memory
 from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import FGVC, VTAB, Preprocessing, draw
-from tests.vision.planted_tasks import COUNTS, vtab
+from tests.builders.planted_tasks import COUNTS, vtab
 
 RANDOM = Preprocessing((5, 7), shorter=11, crop="random", flip=True)
 

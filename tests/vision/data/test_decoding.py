@@ -14,7 +14,7 @@ from torch._utils import ExceptionWrapper
 from moe_prompt.attention.pictures import read_picture
 from moe_prompt.vision.data import decoding
 from moe_prompt.vision.data.decoding import PictureError, decode
-from tests.vision.planted_tasks import pixels, save
+from tests.builders.planted_tasks import pixels, save
 
 HEIGHT, WIDTH = 5, 7
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.preprocessing import FGVC, NORMALISATIONS, VTAB, Draw, Preprocessing, draw, normalise
-from tests.vision.planted_tasks import pixels
+from tests.builders.planted_tasks import pixels
 
 HEIGHT, WIDTH = 37, 53
 

@@ -8,7 +8,7 @@ import pytest
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.writing import write_vtab_task
-from tests.vision.planted_tasks import COUNTS, labels, pixels
+from tests.builders.planted_tasks import COUNTS, labels, pixels
 
 
 def planted() -> dict:

@@ -6,7 +6,7 @@ import pytest
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.downloads.archives import member, read_members
-from tests.vision.small_archives import deb_of, npm_of, zip_of
+from tests.builders.small_archives import deb_of, npm_of, zip_of
 
 MEMBERS = {"folder/a.bin": bytes(range(251)) * 7, "folder/b.txt": b"b", "other/c.txt": b""}
 KINDS = {

@@ -7,7 +7,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.methods.baselines import Adapter, Bias, Full, LayerNormTuning, Linear, LoRA, PartialK
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
-from tests.vision.small_vit import pictures, small_vit
+from tests.builders.small_vit import pictures, small_vit
 
 
 def classifier(method, seed=0):

@@ -11,7 +11,7 @@ from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.prompts import VAPT, NoRGa, Prefix, VPTDeep, VPTShallow
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
-from tests.vision.small_vit import pictures, small_vit
+from tests.builders.small_vit import pictures, small_vit
 
 RELEASED = [
     ((1, 2, 8), 31_866),

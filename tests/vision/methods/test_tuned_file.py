@@ -15,7 +15,7 @@ from moe_prompt.vision.methods.prompts import VAPT
 from moe_prompt.vision.methods.released_vapt import released_vapt
 from moe_prompt.vision.methods.tuned_file import load_tuned, read_notes, save_tuned
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
-from tests.vision.small_vit import pictures, small_vit
+from tests.builders.small_vit import pictures, small_vit
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 

@@ -8,7 +8,7 @@ import torch
 from moe_prompt.errors import InputError
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.user_file import method_from_file
-from tests.vision.small_vit import SMALL, pictures, small_vit
+from tests.builders.small_vit import SMALL, pictures, small_vit
 
 README = (Path(__file__).parents[3] / "README.md").read_text()
 EXPERT = next(block for block in README.split("```python\n")[1:] if "class ScaledPrompt" in block).split("```")[0]

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from moe_prompt.vision.data.benchmarks import GROUPS, VTAB_TASKS
 from moe_prompt.vision.report.outcomes import PairedDifference, sections
-from moe_prompt.vision.report.published_numbers import GROUPS, VTAB_TASKS
-from tests.vision.planted_runs import finals, planted, trial
+from tests.builders.planted_runs import finals, planted, trial
 
 FIVE = [81.0, 82.5, 80.0, 79.5, 83.0]
 

@@ -2,18 +2,15 @@
 
 import pytest
 
-from moe_prompt.vision.data.benchmarks import KNOWN_TASKS
+from moe_prompt.vision.data.benchmarks import FGVC_TASKS, GROUPS, KNOWN_TASKS, VTAB_TASKS
 from moe_prompt.vision.report.published_numbers import (
     DOGS_BY_FRACTION,
-    FGVC_TASKS,
     FIGURE,
     FLAT,
-    GROUPS,
     MEMORY,
     PUBLISHED,
     REFERENCES,
     STATUSES,
-    VTAB_TASKS,
     mean_of_groups,
     reference,
 )

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.report.published_numbers import GROUPS, VTAB_TASKS, reference
+from moe_prompt.vision.data.benchmarks import GROUPS, VTAB_TASKS
+from moe_prompt.vision.report.published_numbers import reference
 from moe_prompt.vision.report.report import report
-from tests.vision.planted_runs import finals, planted, trial
+from tests.builders.planted_runs import finals, planted, trial
 
 
 def two_methods():

@@ -14,7 +14,7 @@ from torch import nn
 
 from moe_prompt.vision.runtime.distributed import Ranks, joined, local_device
 from moe_prompt.vision.training.train import train
-from tests.vision.small_training import Network, Pictures, learned, one_of_two, recipe
+from tests.builders.small_training import Network, Pictures, learned, one_of_two, recipe
 
 CHANGES = [
     {"epochs": 3, "batch": 8},
@@ -26,7 +26,7 @@ CHANGES = [
 def test_two_processes_end_where_one_does(tmp_path, changes):
     """49 pictures in batches of 8: of the last batch, one picture, the second process has nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.vision.small_training"])
+    context.set_forkserver_preload(["tests.builders.small_training"])
     children = [context.Process(target=one_of_two, args=(rank, str(tmp_path), changes)) for rank in range(2)]
     for child in children:
         child.start()
@@ -63,7 +63,7 @@ def torchrun(folder, processes: int, dropout: float, pause: float = 0.0) -> subp
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    options = ("--nproc-per-node", str(processes), "--master-port", str(port), "-m", "tests.vision.under_torchrun")
+    options = ("--nproc-per-node", str(processes), "--master-port", str(port), "-m", "tests.builders.under_torchrun")
     command = (sys.executable, "-m", "torch.distributed.run", *options, str(folder), str(dropout), str(pause))
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 

@@ -6,7 +6,7 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.training.batches import BatchSource, evaluation_keys, labels_of, to_input, training_keys
-from tests.vision.small_training import COUNT, Pictures, Unreadable
+from tests.builders.small_training import COUNT, Pictures, Unreadable
 
 BATCH = 8
 

@@ -9,7 +9,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.data.preprocessing import normalise
 from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.training.evaluation import evaluate
-from tests.vision.small_training import Network, Pictures, Unreadable
+from tests.builders.small_training import Network, Pictures, Unreadable
 
 
 def by_hand(model: Network, dataset: Pictures) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.data.preprocessing import normalise
 from moe_prompt.vision.training.features import can_be_fixed, fixed_features
 from moe_prompt.vision.training.train import train
-from tests.vision.small_training import COUNT, DIM, Network, Pictures, learned, recipe
+from tests.builders.small_training import COUNT, DIM, Network, Pictures, learned, recipe
 
 
 def test_features_are_those_of_the_model_in_the_datasets_order():

@@ -16,7 +16,7 @@ from moe_prompt.vision.training.state import (
     model_key,
     put_back,
 )
-from tests.vision.small_training import Network, Pictures
+from tests.builders.small_training import Network, Pictures
 
 IDENTITY = {"recipe": {"base_lr": 0.5, "batch": 64}, "model": "abc", "number of processes": 1}
 

@@ -9,7 +9,7 @@ import torch
 from moe_prompt.errors import InputError
 from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.training.steps import Stepper, class_weights
-from tests.vision.small_training import CLASSES, Network, Pictures, batch_of, learned, recipe
+from tests.builders.small_training import CLASSES, Network, Pictures, batch_of, learned, recipe
 
 GIVEN = (0.3, 2.0, 0.0, 1.7, 0.9)
 

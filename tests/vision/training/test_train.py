@@ -12,7 +12,7 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.training.train import train
-from tests.vision.small_training import COUNT, Network, Pictures, Unreadable, learned, recipe, slow_step
+from tests.builders.small_training import COUNT, Network, Pictures, Unreadable, learned, recipe, slow_step
 
 STEPS = 7  # of an epoch: 53 pictures in batches of 8
 
@@ -44,7 +44,7 @@ def test_killed_three_times_it_ends_with_the_same_weights(tmp_path):
     undisturbed = Network()
     expected = train(undisturbed, Pictures(random=True), Pictures(29, seed=4), recipe(**CHANGES), tmp_path / "whole")
     folder, context = tmp_path / "killed", multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.vision.small_training"])
+    context.set_forkserver_preload(["tests.builders.small_training"])
     rng = np.random.default_rng(11)
     for kill in np.sort(rng.choice(np.arange(2, 6 * STEPS - 1), 3, replace=False)):
         child = context.Process(target=slow_step, args=(str(folder), CHANGES))

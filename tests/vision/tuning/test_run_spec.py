@@ -10,7 +10,7 @@ from moe_prompt.vision.data.preprocessing import VTAB
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.tuning.run_spec import FINAL, PROTOCOLS, SEARCH, Protocol, RunSpec, protocol_of, split_digest
-from tests.vision.small_search import small_task
+from tests.builders.small_search import small_task
 
 
 def spec(**changes) -> RunSpec:

@@ -9,7 +9,7 @@ import pytest
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.tuning.run_table import Busy, RunTable, exclusively, read_rows, write_rows
-from tests.vision.planted_runs import planted
+from tests.builders.planted_runs import planted
 
 
 def awkward_rows():

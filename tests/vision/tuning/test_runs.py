@@ -18,11 +18,12 @@ from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import load_tuned
 from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.training.evaluation import evaluate
+from moe_prompt.vision.tuning import problem as problems
 from moe_prompt.vision.tuning import runs
 from moe_prompt.vision.tuning.problem import Problem
 from moe_prompt.vision.tuning.run_table import Busy, RunTable, exclusively
 from moe_prompt.vision.tuning.runs import run
-from tests.vision.small_search import SIZES, small_backbone, small_problem, small_recipe, small_task
+from tests.builders.small_search import SIZES, small_backbone, small_problem, small_recipe, small_task
 
 VPT = method_named("vpt-deep", num_prompts=3)
 
@@ -48,8 +49,8 @@ def test_a_linear_probe_reads_features_once_and_gives_what_pictures_give(tmp_pat
     problem, linear = small_problem(tmp_path), method_named("linear")
     specs = [problem.trial(linear, small_recipe(base_lr=rate)) for rate in (1.0, 5.0)]
     computed = []
-    plain = problem.fixed_features
-    monkeypatch.setattr(problem, "fixed_features", lambda *given: computed.append(1) or plain(*given))
+    plain = problems.fixed_features
+    monkeypatch.setattr(problems, "fixed_features", lambda *given: computed.append(1) or plain(*given))
     rows = [run(spec, tmp_path / "shared", problem) for spec in specs]
     assert len(computed) == 2  # one for each split, whatever the trials
     monkeypatch.setattr(runs, "can_be_fixed", lambda *_: False)

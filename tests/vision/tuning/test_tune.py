@@ -12,8 +12,8 @@ from moe_prompt.vision.tuning.recipes import Grid, Schedule
 from moe_prompt.vision.tuning.run_table import RunTable
 from moe_prompt.vision.tuning.searches import GridSearch, search_named
 from moe_prompt.vision.tuning.tune import choose_best, method_for, recipe_from, tune
-from tests.vision.planted_runs import planted, trial
-from tests.vision.small_search import small_problem, small_recipe
+from tests.builders.planted_runs import planted, trial
+from tests.builders.small_search import small_problem, small_recipe
 
 VPT = method_named("vpt-deep", num_prompts=3)
 SEARCH = GridSearch(Grid("two", "sgd", (5.0, 0.01), (0.001,), "ours", "a test"))
@@ -131,7 +131,7 @@ def tune_there(task, out, together):
     from moe_prompt.vision.data.layouts.open_task import open_task
     from moe_prompt.vision.data.preprocessing import VTAB
     from moe_prompt.vision.tuning.problem import Problem
-    from tests.vision.small_search import small_backbone
+    from tests.builders.small_search import small_backbone
 
     original, trained = runs.train, []
 

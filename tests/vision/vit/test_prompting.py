@@ -13,7 +13,7 @@ from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.prompts import VAPT, VPTDeep
 from moe_prompt.vision.vit.prompting import BlockPrompts, DeepPrompts, DropoutPrompt, once
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer
-from tests.vision.small_vit import SMALL, pictures, small_vit
+from tests.builders.small_vit import SMALL, pictures, small_vit
 
 
 @pytest.fixture(scope="module")

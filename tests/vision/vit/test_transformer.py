@@ -8,7 +8,7 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
-from tests.vision.small_vit import SMALL, pictures, small_vit
+from tests.builders.small_vit import SMALL, pictures, small_vit
 
 
 def by_hand(vit: VisionTransformer, image: np.ndarray) -> np.ndarray:

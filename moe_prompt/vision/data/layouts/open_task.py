@@ -38,7 +38,8 @@ def open_task(path: str | Path, layout: str | None = None) -> Task:
         layout: one of :data:`LAYOUTS`; without it the layout is recognised by what is there.
 
     Raises:
-        InputError: naming the file that is at fault. :func:`moe_prompt.vision.data.verification.verify.verify` lists all faults.
+        InputError: naming the file that is at fault. :func:`moe_prompt.vision.data.verification.verify.verify` lists
+        all faults.
     """
     task = read_task(path, layout)
     fault = next(faults(task), None)

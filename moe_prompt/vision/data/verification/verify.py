@@ -86,9 +86,9 @@ def verify(
     """Hold a task against itself, and against what is published of it where it is one of the 24.
 
     Args:
-        path: as for :func:`moe_prompt.vision.data.layouts.open_task.open_task`, which refuses at the first fault; here all are told.
-        most: pictures decoded in each split; where there are more, so many are drawn by `seed`, and that is said.
-        threads: that decode; as many as there are cores by default.
+        path: as for :func:`moe_prompt.vision.data.layouts.open_task.open_task`, which refuses at the first fault; here
+        all are told. most: pictures decoded in each split; where there are more, so many are drawn by `seed`, and that
+        is said. threads: that decode; as many as there are cores by default.
     """
     require(most >= 1, f"at least one picture must be decoded: got most = {most}.")
     try:

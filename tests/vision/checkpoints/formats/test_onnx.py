@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, load_model_from_string, numpy_helper
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.checkpoints.formats.onnx import read_onnx
-from tests.vision.onnx_files import GraphWriter
-from tests.vision.vit_files import HEADS, IMAGE, model, stored
+from tests.builders.onnx_files import GraphWriter
+from tests.builders.vit_files import HEADS, IMAGE, model, stored
 
 SHAPE = (2, 3, IMAGE, IMAGE)
 

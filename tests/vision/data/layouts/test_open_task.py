@@ -12,7 +12,7 @@ from PIL import Image
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.decoding import SIXTEEN_BITS
 from moe_prompt.vision.data.layouts.open_task import LAYOUTS, open_task, read_task, task_folders
-from tests.vision.planted_tasks import COUNTS, labels, pixels, relabel, save, vtab
+from tests.builders.planted_tasks import COUNTS, labels, pixels, relabel, save, vtab
 
 
 def refused(path, says: str, layout: str | None = None) -> None:
@@ -295,7 +295,7 @@ def test_parquet_exports(tmp_path, data):
 def test_parquet_keeps_a_bounded_cache(tmp_path, monkeypatch):
     import pickle
 
-    from moe_prompt.vision.data.layouts import parquet
+    from moe_prompt.vision.data.layouts import parquet as layout
 
     parquet(tmp_path / "train.parquet", rows(tmp_path, 0, 11))
     pictures = open_task(tmp_path / "train.parquet").split("train").pictures
@@ -305,7 +305,7 @@ def test_parquet_keeps_a_bounded_cache(tmp_path, monkeypatch):
         len(pickle.dumps(pictures)) < 2000
         and (np.asarray(pickle.loads(pickle.dumps(pictures))[10]) == pixels(10)).all()
     )
-    monkeypatch.setattr(parquet, "KEPT_BYTES", 1)
+    monkeypatch.setattr(layout, "KEPT_BYTES", 1)
     assert (np.asarray(pictures[5]) == pixels(5)).all()
     pictures._kept.clear()
     assert (np.asarray(pictures[9]) == pixels(9)).all() and len(pictures._kept) == 1

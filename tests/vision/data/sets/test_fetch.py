@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.data.sets import base, fetch
+from moe_prompt.vision.data.sets import base
+from moe_prompt.vision.data.sets import fetch as sets
 from moe_prompt.vision.data.sets.dsprites import ARRAYS, FACTORS
 from moe_prompt.vision.data.sets.emoji import figure
 from moe_prompt.vision.data.sets.fetch import SETS, fetch, fetch_set
 from moe_prompt.vision.downloads.registries import UrlFile
-from tests.vision.small_archives import deb_of, encoded, idx_of, json_of, npm_of, npz_of, zip_of
+from tests.builders.small_archives import deb_of, encoded, idx_of, json_of, npm_of, npz_of, zip_of
 
 RNG = np.random.default_rng(0)
 
@@ -387,7 +388,7 @@ def test_a_second_fetch_needs_nothing(tmp_path, small):
 def test_another_process_may_make_the_same_meanwhile(tmp_path, small, monkeypatch):
     """A second fetch runs from start to end while the first is writing: both give the same whole folder."""
     small_set, _ = textile(tmp_path)
-    write, inner = fetch.write_vtab_task, []
+    write, inner = sets.write_vtab_task, []
 
     def interrupted(*arguments):
         made = write(*arguments)
@@ -396,7 +397,7 @@ def test_another_process_may_make_the_same_meanwhile(tmp_path, small, monkeypatc
             inner.append(fetch(small_set, tmp_path / "data"))
         return made
 
-    monkeypatch.setattr(fetch, "write_vtab_task", interrupted)
+    monkeypatch.setattr(sets, "write_vtab_task", interrupted)
     assert fetch(small_set, tmp_path / "data") == inner[1]
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["textile"]
     assert len(listed(inner[1][0], "test")) == 22
@@ -454,5 +455,5 @@ def test_the_five_sets():
 
 def test_by_default_sets_go_to_the_cache(tmp_path, small, monkeypatch):
     small_set, _ = textile(tmp_path)
-    monkeypatch.setattr(fetch, "SETS", {"textile": small_set})
+    monkeypatch.setattr(sets, "SETS", {"textile": small_set})
     assert fetch_set("textile") == (tmp_path / "cache" / "data" / "textile",)

@@ -12,7 +12,7 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.data import benchmarks
 from moe_prompt.vision.data.benchmarks import KNOWN_TASKS
 from moe_prompt.vision.data.verification.verify import verify
-from tests.vision.planted_tasks import COUNTS, pixels, relabel, save, vtab
+from tests.builders.planted_tasks import COUNTS, pixels, relabel, save, vtab
 
 
 def only(sentences, says: str) -> str:

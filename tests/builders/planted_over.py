@@ -8,7 +8,7 @@ import pandas as pd
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.kinds.over_specified import OverLimits, OverSpecifiedStudy
 from moe_prompt.studies.running.database import columns_of
-from tests.small_over_specified import study as small
+from tests.builders.small_over_specified import study as small
 
 SIZES, REPLICATES = (67, 211, 683), 40
 over = replace(small, sizes=SIZES, replicates=REPLICATES, window=(67, 683))

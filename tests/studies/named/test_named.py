@@ -9,9 +9,9 @@ import pytest
 import torch
 from joblib.externals.loky.backend.reduction import dumps
 
-from moe_prompt import studies
 from moe_prompt.errors import InputError
 from moe_prompt.likelihood.starts import BesideTruth, Scattered
+from moe_prompt.studies import loading as studies
 from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.studies.kinds.rates import RateStudy
@@ -19,7 +19,7 @@ from moe_prompt.studies.loading import NAMES, load
 from moe_prompt.studies.named.vpt_vs_vapt import NOISE
 from moe_prompt.theory.sigma2 import sigma_2
 
-SMALL = Path(__file__).parent / "small_study.py"
+SMALL = Path(__file__).parents[2] / "builders" / "small_study.py"
 KEYS = {
     "vpt-vs-vapt": "8cf179404262bdd4",
     "vpt-vs-vapt-patches": "5fec8a7e1c987442",
@@ -39,7 +39,7 @@ STUDIES = {name: load(name) for name in NAMES}
 
 
 def documented(name: str) -> str:
-    return (Path(studies.__file__).parent / f"{NAMES[name]}.py").read_text().split('"""')[1]
+    return (Path(studies.__file__).parent / "named" / f"{NAMES[name]}.py").read_text().split('"""')[1]
 
 
 def of_kind(kind: type) -> list[str]:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.schedules import WarmupCosine
+from moe_prompt.vision.training.recipe import WarmupCosine
 
 
 def released(t: int, warmup: int, length: int) -> float:

@@ -7,7 +7,8 @@ from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.kinds.rates import RateStudy
 
 DIM, OUTPUTS, NODES = 2, 3, 21**2

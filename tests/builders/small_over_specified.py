@@ -8,7 +8,8 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.regression import FrozenExperts, Population, RegressionModel
+from moe_prompt.models.regression import FrozenExperts, RegressionModel
+from moe_prompt.models.sampling import Population
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 
 DIM, OUTPUTS, NODES, NOISE = 2, 3, 11**2, 0.05

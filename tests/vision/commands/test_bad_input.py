@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from moe_prompt.vision.tuning.run_table import read_rows
-from tests.vision.planted_tasks import pixels, relabel, save
-from tests.vision.small_files import CONFIG, bars, vit_file
+from tests.builders.planted_tasks import pixels, relabel, save
+from tests.builders.small_files import CONFIG, bars, vit_file
 
 TRAIN = ("train", "--data", "bars", "--backbone", "vit.safetensors", "--epochs", 1, "--method", "vpt-deep")
 TUNE = ("tune", *TRAIN[1:], "--search", "small", "--seeds", 1)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from moe_prompt.errors import InputError
 from moe_prompt.vision.checkpoints.loading import load_backbone
 from moe_prompt.vision.vit.transformer import ViTConfig
-from tests.vision.vit_files import DEPTH, DIM, HEADS, IMAGE, PATCH, model, timm_names, write
+from tests.builders.vit_files import DEPTH, DIM, HEADS, IMAGE, PATCH, model, timm_names, write
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from moe_prompt.vision.runtime.distributed import joined
 from moe_prompt.vision.training.train import train
-from tests.vision.small_training import Network, Pictures, learned, recipe
+from tests.builders.small_training import Network, Pictures, learned, recipe
 
 
 def main(folder: Path, dropout: float, pause: float) -> None:

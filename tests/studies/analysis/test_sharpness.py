@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from moe_prompt.sharpness import scatter, slope_stderr
+from moe_prompt.studies.analysis.planning import scatter, slope_stderr
 from moe_prompt.studies.analysis.rate_fit import fit_rate
 
 SIZES = (101, 211, 499, 1009, 2003)

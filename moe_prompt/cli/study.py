@@ -1,0 +1,157 @@
+"""The commands of `moe-prompt study`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from moe_prompt.cli.app import study_app
+from moe_prompt.cli.output import RESULTS, Json, Out, save_figure
+from moe_prompt.errors import require
+
+if TYPE_CHECKING:
+    from moe_prompt.studies.base import Study
+
+Name = Annotated[str, typer.Argument(help="A study of `study list`, or a Python file that defines `study`.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A few sizes and replicates: a picture in a minute.")]
+Seed = Annotated[Optional[int], typer.Option(help="Another seed than the study's own: other data, other rows.")]
+Jobs = Annotated[Optional[int], typer.Option(help="Worker processes; all cores by default.")]
+
+
+@study_app.command("list")
+def study_list() -> None:
+    """Name and claim of every study."""
+    from moe_prompt.studies.loading import NAMES, load
+
+    for name in NAMES:
+        study = load(name)
+        fits = len(study.cells) * len(study.sizes) * study.replicates
+        print(f"{name:22s} {fits:6d} fits   {study.claim}")
+
+
+@study_app.command("run")
+def study_run(
+    name: Name,
+    quick: Quick = False,
+    jobs: Jobs = None,
+    seed: Seed = None,
+    out: Out = RESULTS,
+    dask: Annotated[Optional[str], typer.Option(help="A Dask scheduler's address, or `local`.")] = None,
+    replicates: Annotated[Optional[int], typer.Option(help="The first so many only; the rest can follow.")] = None,
+) -> None:
+    """Compute the rows of a study that are not there yet."""
+    from moe_prompt import provenance
+    from moe_prompt.cli.progress import Progress
+    from moe_prompt.studies.running import archive, runner
+    from moe_prompt.studies.running.database import Results
+
+    study, workers = _study(name, quick, seed), _workers(jobs)
+    study = study if replicates is None else replace(study, replicates=min(replicates, study.replicates))
+    results = Results(archive.database(out, study.name), study.columns)
+    restored = archive.restore(study, out, results)
+    if restored:
+        print(f"{study.name}: {restored} rows taken over from {out / study.name}.csv")
+    results.note(study.key, "environment", provenance.environment())
+    try:
+        with Progress(study.name) as progress:
+            fits = runner.run(study, results, workers, dask, progress)
+    except KeyboardInterrupt:  # here and not in `main`, as Typer makes a silent exit of it on the way
+        print("moe-prompt: stopped; finished batches are in the database, run again to go on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        results.close()
+    found = f"{fits} new fits" if fits else "every fit was there already"
+    print(f"{study.name}: {found}; rows in {archive.database(out, study.name)}")
+
+
+@study_app.command("plan")
+def study_plan(
+    name: Name,
+    quick: Quick = False,
+    seed: Seed = None,
+    out: Out = RESULTS,
+    jobs: Jobs = None,
+    width: Annotated[Optional[float], typer.Option(help="Wanted width of the slopes' 95 % intervals.")] = None,
+    json_: Json = False,
+) -> None:
+    """Before paying: what a study costs and how sharp its slopes will be, by its rows or a pilot of a minute."""
+    from moe_prompt.cli.progress import Progress
+    from moe_prompt.studies.analysis import planning
+    from moe_prompt.studies.running import pilot
+
+    study, workers = _study(name, quick, seed), _workers(jobs)
+    planning.check_width(width)
+    basis = pilot.known_basis(study, out)
+    if basis is None:
+        with Progress(f"{study.name}, pilot") as progress:
+            basis = pilot.pilot_basis(study, out, progress)
+    forecast = planning.plan(study, basis.rows, basis.done, workers, width)
+    told = {**forecast.to_dict(), "source": basis.source}
+    print(json.dumps(told, indent=1) if json_ else planning.render(forecast, study, basis.source))
+
+
+@study_app.command("show")
+def study_show(
+    name: Name,
+    quick: Quick = False,
+    seed: Seed = None,
+    out: Out = RESULTS,
+    target: Annotated[Optional[float], typer.Option(help="Instead: the n at which errors fall to this.")] = None,
+    loss: Annotated[Optional[str], typer.Option(help="The loss that the target is meant for; all by default.")] = None,
+    json_: Json = False,
+) -> None:
+    """Slopes, efficiencies and floors of a study, and its figure."""
+    from moe_prompt.studies.analysis import sample_complexity, summaries
+    from moe_prompt.studies.analysis.captions import caption
+    from moe_prompt.studies.running import archive
+
+    require(target is not None or loss is None, "--loss belongs to a target: give the error you want with --target.")
+    study = _study(name, quick, seed)
+    rows, notes, source = archive.load_evidence(study, out)
+    if target is not None:
+        sizes = sample_complexity.needed_sizes(study, rows, notes, target, loss)
+        told = {"study": study.name, "key": study.key, "target": target, "cells": [s.to_dict() for s in sizes]}
+        print(json.dumps(told, indent=1) if json_ else f"{sample_complexity.table(sizes)}\nrows   {source}")
+        return
+    cells = summaries.summarize(study, rows, notes)
+    if json_:
+        print(json.dumps({"study": study.name, "key": study.key, "cells": [c.to_dict() for c in cells]}, indent=1))
+        return
+    from moe_prompt.plotting.study_figure import draw
+
+    print(summaries.table(cells), caption(study, cells), sep="\n\n")
+    figure = save_figure(draw(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}.png")
+    print(f"\nrows   {source}\nfigure {figure}")
+
+
+@study_app.command("export")
+def study_export(
+    name: Name,
+    seed: Seed = None,
+    out: Out = RESULTS,
+    format: Annotated[str, typer.Option(help="csv or parquet.")] = "csv",
+) -> None:
+    """Write the rows of a study as CSV or Parquet, with their provenance as JSON."""
+    from moe_prompt.studies.running import archive
+
+    for path in archive.export(_study(name, False, seed), out, format):
+        print(path)
+
+
+def _study(name: str, quick: bool, seed: int | None) -> Study:
+    from moe_prompt.studies.loading import load
+
+    study = load(name)
+    study = study if seed is None else replace(study, seed=seed)
+    return study.quick() if quick else study
+
+
+def _workers(jobs: int | None) -> int:
+    jobs = (os.cpu_count() or 1) if jobs is None else jobs
+    require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
+    return jobs
