@@ -55,7 +55,7 @@ class Population:
     covariates: Covariates
     noise: float
     family: str | None = field(default=None, repr=False)
-    """The truth's family in the literature, a name of :data:`moe_prompt.theory.families.FAMILIES`; no part of its data."""
+    """The name of the truth's family in `theory.families.FAMILIES`; the data do not depend on it."""
 
     def sample(self, n: int, rngs: list[np.random.Generator]) -> Dataset:
         """One replicate of size n per generator."""

@@ -94,7 +94,8 @@ def test_what_has_no_lasting_content_is_refused_not_hashed_by_its_address(thing)
 def test_hash_is_the_same_in_another_process():
     """Whatever that process's hash seed and addresses."""
     program = (
-        "import torch; from moe_prompt.studies.fingerprint import fingerprint\nfrom moe_prompt.attention.prompts import *\n"
+        "import torch; from moe_prompt.studies.fingerprint import fingerprint\n"
+        "from moe_prompt.attention.prompts import *\n"
         "class Plain:\n    def __init__(self): self.scale, self.names = 1.0, {'b': 2, 'a': 1}\n"
         "found = fingerprint([Plain(), torch.tanh, FlatAdaptivePrompt(1, 2, 1), torch.ones(3).double()])\n"
     )

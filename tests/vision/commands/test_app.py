@@ -27,7 +27,8 @@ from tests.vision.methods.test_user_file import OWN
 PROGRAM = [
     sys.executable,
     "-c",
-    "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom moe_prompt.cli.main import main\nmain()",
+    "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from moe_prompt.cli.main import main\nmain()",
     "classify",
 ]
 SHORT = ("--epochs", 2, "--batch", 8)
