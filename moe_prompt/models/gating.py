@@ -8,6 +8,7 @@ With s_j the score of prompt j, b_j its log-weight, v_j its value, and frozen ex
 | NoRGa   | the same with link(s) + b                                 | the same                    |
 | top-K   | the same without all prompts but K: largest s + b at x    | the same; 0 if not chosen   |
 | sigmoid | sum_i sigma(a_i + c) u_i + sum_j sigma(s_j + b_j + c) v_j | g_j (1 - g_j) v_jo          |
+| zero    | softmax(a) of u + tanh(a_0) softmax(s + b) of v           | g_j (v_jo - prompts' mean)  |
 
 with g_j = df_o / dv_jo the weight of prompt j, and df_o / ds_j = link'(s_j) S_jo. The frozen experts do not depend on
 the prompts: a sample's are evaluated once, and :meth:`Mixing.frozen` says what is kept of them.
@@ -23,7 +24,7 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from moe_prompt.attention.gates import ExponentialGate, Gate, SigmoidGate, TopKGate
+from moe_prompt.attention.gates import ExponentialGate, Gate, SigmoidGate, TopKGate, ZeroInitGate
 from moe_prompt.errors import InputError, require
 
 G = TypeVar("G", bound=Gate)
@@ -159,7 +160,30 @@ class SigmoidMixing(Mixing[SigmoidGate]):
         return s, s
 
 
-MIXINGS: dict[type[Gate], type[Mixing]] = {SigmoidGate: SigmoidMixing, TopKGate: TopKMixing}
+class ZeroInitMixing(Mixing[ZeroInitGate]):
+    """Prompts compete among themselves alone, and their mixture enters times tanh(a) (arXiv 2502.03029)."""
+
+    no_split = "prompts compete with each other alone, so that log-weights are known up to a common constant only"
+
+    def frozen(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return scores[:, :0], scores.softmax(1)
+
+    def mix(self, score: Tensor, b: Tensor, value: Tensor, log_frozen: Tensor, frozen_mean: Tensor) -> Mixed:
+        g = (torch.tanh(self.gate.a) * torch.softmax(score + b, 1))[:, :, None]
+        return Mixed((g * value).sum(1).add_(frozen_mean), g)
+
+    def seeds(self, value: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        total = mixed.g.sum(1, keepdim=True)  # tanh(a): where it is 0, so are all weights
+        centre = (mixed.g * value).sum(1, keepdim=True) / torch.where(total == 0, 1.0, total)
+        s = mixed.g * (value - centre)
+        return s, s
+
+
+MIXINGS: dict[type[Gate], type[Mixing]] = {
+    SigmoidGate: SigmoidMixing,
+    TopKGate: TopKMixing,
+    ZeroInitGate: ZeroInitMixing,
+}
 """Beside these, a regression model takes every :class:`~moe_prompt.attention.gates.ExponentialGate`."""
 
 

@@ -23,9 +23,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.attention.gates import Gate, SoftmaxGate
-from moe_prompt.attention.heads import AttentionHeadMoE
+from moe_prompt.attention.heads import EVERY_TOKEN, AttentionHeadMoE
 from moe_prompt.attention.prompts import PromptExpert
-from moe_prompt.errors import require
+from moe_prompt.errors import InputError, require
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.measures.symmetries import HiddenUnits, NoSymmetry, Symmetry
 from moe_prompt.models.expert_jacobians import Covariate, Family, Parameters, family
@@ -107,18 +107,30 @@ class RegressionModel:
 
     @classmethod
     def from_head(
-        cls, head: AttentionHeadMoE, row: int, num_tokens: int, expert: PromptExpert, **options: Any
+        cls, head: AttentionHeadMoE, row: int, num_tokens: int, expert: PromptExpert | None = None, **options: Any
     ) -> RegressionModel:
         """Row `row` of a head on `num_tokens` tokens as a regression model in x = vec(tokens).
 
-        Under a gate that averages a prompt's score over the queries, B is the average of all rows' maps.
+        The prompt expert and the gate are the head's own unless `expert` or `gate` name others. At
+        `model.theta_of(head.prompt)` the model is the head's row. Under a gate that averages a prompt's score over the
+        queries, B is the average of all rows' maps.
+
+        Raises:
+            InputError: no prompt expert, one that does not see every token, biases, or a gate without a mixing.
         """
-        own = head.row_mixture(row, num_tokens)
+        require(
+            head.prompt_tokens == EVERY_TOKEN,
+            f"a row as a regression model needs prompts that see every token: got prompt_tokens={head.prompt_tokens}.",
+        )
+        expert = expert or head.prompt
+        if expert is None:
+            raise InputError("a row as a regression model needs a prompt expert: give the head one, or name `expert`.")
+        own, gate = head.row_mixture(row, num_tokens), options.pop("gate", head.gate)
         key_map = own.key_map
-        if mixing(options.get("gate", SoftmaxGate())).averages_queries:
+        if mixing(gate).averages_queries:
             key_map = torch.stack([head.row_mixture(i, num_tokens).key_map for i in range(num_tokens)]).mean(0)
         frozen = FrozenExperts(own.quadratic, own.constant, own.values)
-        return cls(frozen, expert, key_map, own.value_map, num_tokens=num_tokens, **options)
+        return cls(frozen, expert, key_map, own.value_map, gate, num_tokens=num_tokens, **options)
 
     def with_atoms(self, num_atoms: int) -> RegressionModel:
         """The same family with another number of atoms: over-specified when larger than the truth's."""
@@ -166,6 +178,12 @@ class RegressionModel:
         blocks = {"b": measure.log_weights, **measure.atoms, **measure.shared}
         batch = measure.log_weights.shape[:-1]
         return torch.cat([blocks[name].reshape(*batch, -1) for name in self.shapes], -1)
+
+    def theta_of(self, expert: PromptExpert) -> Float64[Tensor, "p"]:
+        """The parameter vector of an expert's own values, with log-weights b = 0."""
+        values = {name: p.detach().double() for name, p in expert.named_parameters()}
+        b = torch.zeros(self.num_atoms, dtype=torch.float64)
+        return torch.cat([(b if name == "b" else values[name]).flatten() for name in self.shapes])
 
     def measure(self, theta: Tensor) -> MixingMeasure:
         """theta (*batch, p) as sum_j exp(b_j) delta_{theta_j}."""
