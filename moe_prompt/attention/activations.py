@@ -26,6 +26,7 @@ class Activation:
     derivative: Callable[[Tensor, Tensor], Tensor]
     second_derivative: Callable[[Tensor, Tensor], Tensor] | None = None  # None: by automatic differentiation
     odd: bool = False
+    even: bool = False
     homogeneous: bool = False
     linear: bool = False
 
@@ -58,7 +59,7 @@ _ALL = (
     Activation("sigmoid", torch.sigmoid, lambda _, a: a * (1 - a), lambda _, a: a * (1 - a) * (1 - 2 * a)),
     Activation("gelu", lambda z: z * torch.special.ndtr(z), _gelu_derivative, _gelu_second),
     Activation("relu", torch.relu, lambda z, _: (z > 0).to(z), _zero, homogeneous=True),
-    Activation("square", lambda z: z * z, lambda z, _: 2 * z, lambda z, _: torch.full_like(z, 2.0)),
+    Activation("square", lambda z: z * z, lambda z, _: 2 * z, lambda z, _: torch.full_like(z, 2.0), even=True),
 )
 ACTIVATIONS: dict[str, Activation] = {activation.name: activation for activation in _ALL}
 

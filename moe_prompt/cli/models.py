@@ -29,7 +29,11 @@ def identifiability(
         expert is not None or (activation is None and rank is None),
         f"--activation and --rank belong to an expert: name one of {', '.join(families.EXPERTS)} with --expert.",
     )
-    reports = families.table() if expert is None else [families.report(expert, activation, rank)]
+    reports = (
+        families.table()
+        if expert is None
+        else [report.identifiability_report(families.select(expert, activation, rank).build())]
+    )
     if json_:
         print(json.dumps({"families": [report.to_dict() for report in reports]}, indent=1))
     else:

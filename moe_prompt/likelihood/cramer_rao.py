@@ -23,7 +23,7 @@ ERRORS = 4000  # from which the mean of a norm is taken: one percent
 SMALL = 1e-6  # size of the errors at which a judged number is linear to rounding
 
 
-def information(population: MixturePopulation, draws: int = DRAWS, seed: int = 0) -> Float64[Tensor, "p p"]:
+def fisher_information(population: MixturePopulation, draws: int = DRAWS, seed: int = 0) -> Float64[Tensor, "p p"]:
     """I(theta) of one observation, by `draws` of them."""
     data = population.sample(draws, [np.random.default_rng(seed)])
     sample = Observations(population.model, data.x, data.y)
@@ -37,7 +37,7 @@ def bound_at(
 
     `errors` maps estimates (replicates, p) to named numbers (replicates,) that are norms of parts of the error.
     """
-    values, vectors = torch.linalg.eigh(information(population))
+    values, vectors = torch.linalg.eigh(fisher_information(population))
     draws = torch.from_numpy(np.random.default_rng(1).standard_normal((ERRORS, len(values))))
     error = draws * values.clamp(min=1e-12).rsqrt() @ vectors.mT
     step = SMALL / float(error.norm(dim=1).mean())

@@ -21,10 +21,11 @@ from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.models.sampling import Population
 from moe_prompt.studies.fingerprint import fingerprint
 from moe_prompt.theory.bad_sequences import free_values
-from moe_prompt.theory.identifiability import cramer_rao, information
-from moe_prompt.theory.report import describe
+from moe_prompt.theory.identifiability import cramer_rao
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.sigma2 import sigma_2
 from moe_prompt.theory.split_distance import split_distance
+from tests.builders.truths import described
 
 DIM, OUTPUTS, ATOMS = 3, 2, 3
 
@@ -120,7 +121,7 @@ def test_least_squares_is_efficient_under_the_sigmoid():
     fit = LeastSquares().fit(model, data, NearTruth(0.1, 1).starts(model, theta, rngs))
     assert bool(fit.converged.all())
     error = fit.theta - theta
-    info = information(model, theta, truth.covariates)
+    info = LocalGeometry(model, theta, truth.covariates).information
     squared = 1009 / 0.01**2 * torch.einsum("kp,pq,kq->k", error, info, error)  # chi-squared with p degrees
     p = model.num_parameters
     assert abs(float(squared.mean()) - p) < 5 * math.sqrt(2 * p / 40)
@@ -192,8 +193,8 @@ def test_a_gates_subclass_is_not_taken_for_its_parent():
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda model, theta: sigma_2(model, theta, Uniform(-1.0, 1.0, DIM)),
-        lambda model, theta: split_distance(model, theta, Uniform(-1.0, 1.0, DIM), 0, 0.1),
+        lambda model, theta: sigma_2(LocalGeometry(model, theta, Uniform(-1.0, 1.0, DIM))),
+        lambda model, theta: split_distance(LocalGeometry(model, theta, Uniform(-1.0, 1.0, DIM)), 0, 0.1),
         free_values,
     ],
 )
@@ -203,11 +204,11 @@ def test_what_is_derived_for_exponential_gates_is_refused_for_others(gate, why, 
 
 
 def test_limits_under_the_sigmoid_are_the_exact_ones_and_say_why_no_others():
-    report = describe(*setting(SigmoidGate(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
+    report = described(*setting(SigmoidGate(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
     assert (report.rate_exact, report.rate, report.rank) == ("n^-1/2", "-", 12)
     assert "SigmoidGate: two sigmoids never add up to one" in report.reason
 
 
 def test_there_are_no_limits_under_top_k():
     with pytest.raises(InputError, match="under a top-K gate f jumps"):
-        describe(*setting(TopKGate(1)), Uniform(-2.0, 2.0, DIM).nodes(125))
+        described(*setting(TopKGate(1)), Uniform(-2.0, 2.0, DIM).nodes(125))

@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -262,14 +261,6 @@ def weighted(weights: list[float]) -> Dataset:
 def flat_parts() -> tuple:
     model = flat_model()
     return model.frozen, model.expert, model.key_map, model.value_map
-
-
-@pytest.fixture
-def without_shape_checks():
-    """As a user has it: the checks of annotations, which only tests have, would be first to object."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("without_shape_checks")

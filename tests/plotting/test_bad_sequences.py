@@ -6,6 +6,7 @@ import pytest
 from moe_prompt.plotting.bad_sequences import IDENTIFIABLE, draw_sequences
 from moe_prompt.theory.bad_sequences import SEQUENCES
 from moe_prompt.theory.families import FAMILIES
+from tests.builders.truths import truth_parts
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_identifiable_families_fall_on_the_left_and_rise_on_the_right(figure):
     lines = [line for line in right.get_lines() if line.get_label().startswith("_")]
     assert [line.get_label() for line in points] == list(IDENTIFIABLE) and len(lines) == len(IDENTIFIABLE)
     for name, dots, line in zip(IDENTIFIABLE, points, lines, strict=True):
-        model, theta, *_ = FAMILIES[name].build()
+        model, theta, _ = truth_parts(FAMILIES[name].build())
         t, distance = dots.get_data()
         assert distance[0] == pytest.approx(line.get_ydata()[0], rel=0.05)
         sigma = line.get_ydata() / (t**2 * float(model.unflatten(theta)[0][0].exp()))

@@ -29,10 +29,11 @@ from moe_prompt.estimation.least_squares import check
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified.hessian import second_order
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares, spare_starts
+from moe_prompt.models.atoms import AtomLayout
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Dataset
+from moe_prompt.theory.local_geometry import LocalGeometry, symmetric
 from moe_prompt.theory.quartic_forms import nearest_square
-from moe_prompt.theory.sigma2 import Atom
 
 SHARES = (0.2, 0.8)
 FAR, MAX_HALVINGS = 2.0, 8  # of the smaller fit's objective: a split that raises it so far is halved, so many times
@@ -93,48 +94,46 @@ def split_starts(
     box: float = math.inf,
 ) -> Float64[Tensor, "replicates starts p"]:
     """Starts within [-box, box]^p for `model`, one atom more than `smaller`, whose fits are theta (replicates, p)."""
-    joined = torch.stack([_doubled(smaller, model, theta, j) for j in range(smaller.num_atoms)], 1)
+    layout, bigger = AtomLayout.of(smaller), AtomLayout.of(model)
+    joined = torch.stack([layout.doubled(theta, j, first=True) for j in range(smaller.num_atoms)], 1)
     problem = Problem.of(model, data, smaller.num_atoms)
     bends = second_order(problem, joined.flatten(0, 1), torch.arange(joined.shape[0] * joined.shape[1]))
     bends = bends.unflatten(0, joined.shape[:2])
     generator = torch.Generator().manual_seed(0)
     splits = []
     for k, fit in enumerate(theta):
-        scale = math.sqrt(data.n / min(rows, data.n))
-        geometry = _Geometry(smaller, fit, data.x[k, :rows], scale)
+        sample = _Sample(smaller, fit, data.x[k, :rows], data.n)
         for j in range(smaller.num_atoms):
-            pair = [Atom(model, joined[k, j], i).places for i in (0, 1 + j)]
-            apart = torch.zeros(model.num_parameters, len(pair[0]), dtype=fit.dtype)
-            apart[pair[0]], apart[pair[1]] = torch.eye(len(pair[0])).to(fit), -torch.eye(len(pair[0])).to(fit)
-            bend = apart.mT @ bends[k, j] @ apart
-            a = geometry.split(j, bend, quartic_starts, generator)
-            change = geometry.follow(j, a)
-            splits += [_Split(smaller, model, fit, change, pair, j, a, share) for share in SHARES]
-    starts = torch.stack([split.at(1.0) for split in splits]).clamp(-box, box)
-    whole = Problem.of(model, data, len(splits) // len(theta))
-    limit = FAR * whole.objective(joined[:, 0].repeat_interleave(whole.starts, 0), torch.arange(len(splits)))
-    long = torch.arange(len(splits))
+            one, other = bigger.own[layout.halves(j, first=True)]
+            bend = bends[k, j]
+            apart = bend[one][:, one] - bend[one][:, other] - bend[other][:, one] + bend[other][:, other]
+            a = sample.split(j, apart, quartic_starts, generator)
+            splits += [_Split(layout, bigger, fit, sample.follow(j, a), j, a, share) for share in SHARES]
+    return _shortened(Problem.of(model, data, len(splits) // len(theta)), splits, joined[:, 0], box)
+
+
+def _shortened(problem: Problem, splits: list[_Split], joined: Tensor, box: float) -> Tensor:
+    """The starts, those halved that raise the objective of the smaller fit, `joined` (replicates, p), too far."""
+    starts, long = torch.stack([split.at(1.0) for split in splits]).clamp(-box, box), torch.arange(len(splits))
+    limit = FAR * problem.objective(joined.repeat_interleave(problem.starts, 0), long)
     for halvings in range(1, MAX_HALVINGS + 1):
-        long = long[~(whole.objective(starts[long], long) <= limit[long])]
+        long = long[~(problem.objective(starts[long], long) <= limit[long])]
         for i in long.tolist():
             starts[i] = splits[i].at(0.5**halvings).clamp(-box, box)
-    return starts.unflatten(0, (len(theta), -1))
+    return starts.unflatten(0, (len(joined), -1))
 
 
-class _Geometry:
-    """J and 1/2 e^b d2W of every atom at a fit, on a part of the sample, scaled to the whole."""
+class _Sample:
+    """J and 1/2 e^b d2W of every atom at a fit, on a part x (rows, dim) of a sample of n, scaled to the whole."""
 
-    def __init__(self, model: RegressionModel, theta: Tensor, x: Tensor, scale: float) -> None:
-        weights = model.unflatten(theta)[0].exp()
-        atoms = [Atom(model, theta, j) for j in range(model.num_atoms)]
-        self.tangent = scale * model.jacobian(theta, x).flatten(0, 1)
-        self.second = [
-            scale * w * atom.second_derivatives(x).flatten(0, 1) for w, atom in zip(weights, atoms, strict=True)
-        ]
-        self.width = len(atoms[0].vector)
-        left, values, right = torch.linalg.svd(self.tangent, full_matrices=False)
+    def __init__(self, model: RegressionModel, theta: Tensor, x: Tensor, n: int) -> None:
+        geometry, scale = LocalGeometry(model, theta, (x, torch.ones_like(x[:, 0]))), math.sqrt(n / len(x))
+        weights, self.width = model.unflatten(theta)[0].exp(), geometry.atoms.width
+        left, values, right = torch.linalg.svd(scale * geometry.jacobian.flatten(0, 1), full_matrices=False)
         kept = values > RANK * values[0]
         self.basis, self.inverse = left[:, kept], (right.mT[:, kept] / values[kept])
+        parts = zip(weights, geometry.second_derivatives, strict=True)
+        self.second = [scale * w * second.flatten(0, 1) for w, second in parts]
 
     def split(self, j: int, bend: Tensor, starts: int, generator: torch.Generator) -> Tensor:
         """The a (q,) that lowers the objective most."""
@@ -145,10 +144,7 @@ class _Geometry:
             return bend.new_zeros(self.width)
         k, l = torch.triu_indices(self.width, self.width)  # noqa: E741
         target = -0.5 * bend[k, l] @ (right[kept].mT / values[kept])
-        rows = values[kept, None] * right[kept]
-        form = bend.new_zeros(self.width, self.width, len(rows))
-        form[k, l], form[l, k] = rows.mT, rows.mT
-        return nearest_square(form, target, starts, generator)
+        return nearest_square(symmetric(values[kept, None] * right[kept], self.width), target, starts, generator)
 
     def follow(self, j: int, a: Tensor) -> Tensor:
         """What the parameters of the smaller fit do when atom j is split by a."""
@@ -157,33 +153,25 @@ class _Geometry:
         return -self.inverse @ (self.basis.mT @ change)
 
 
-def _doubled(smaller: RegressionModel, model: RegressionModel, theta: Tensor, j: int) -> Tensor:
-    """theta (replicates, p) with atom j twice, the copy first, each with half of its mass."""
-    order = torch.tensor([j, *range(smaller.num_atoms)]).expand(len(theta), -1)
-    doubled = model.flatten(smaller.measure(theta).take_atoms(order))
-    doubled[:, model.slices["b"]][:, [0, 1 + j]] -= math.log(2)
-    return doubled
-
-
 @dataclass(frozen=True)
 class _Split:
     """Atom j of `fit` in two along a, masses in the ratio share : 1 - share, while the rest follows by `change`."""
 
-    smaller: RegressionModel
-    model: RegressionModel
+    smaller: AtomLayout
+    bigger: AtomLayout
     fit: Tensor
     change: Tensor
-    pair: list[Tensor]  # where the two atoms are in a parameter vector
     j: int
     a: Tensor
     share: float
 
     def at(self, length: float) -> Float64[Tensor, " p"]:
         """The split `length` a apart, centre and second moment kept."""
-        fit = self.fit + length**2 * self.change
-        parted, b = _doubled(self.smaller, self.model, fit[None], self.j)[0], self.model.slices["b"].start
-        parted[b] += math.log(2 * self.share)
-        parted[b + 1 + self.j] += math.log(2 * (1 - self.share))
-        parted[self.pair[0]] += length * self.a * math.sqrt((1 - self.share) / self.share)
-        parted[self.pair[1]] -= length * self.a * math.sqrt(self.share / (1 - self.share))
+        parted = self.smaller.doubled(self.fit + length**2 * self.change, self.j, first=True)
+        one, other = self.smaller.halves(self.j, first=True)
+        b, own = self.bigger.log_weights, self.bigger.own
+        parted[b[one]] += math.log(2 * self.share)
+        parted[b[other]] += math.log(2 * (1 - self.share))
+        parted[own[one]] += length * self.a * math.sqrt((1 - self.share) / self.share)
+        parted[own[other]] -= length * self.a * math.sqrt(self.share / (1 - self.share))
         return parted

@@ -19,7 +19,8 @@ from torch import Tensor
 from moe_prompt.estimation.least_squares import ROUNDING, TINY
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified.hessian import second_order
-from moe_prompt.estimation.over_specified.split_coordinates import Chart, Layout
+from moe_prompt.estimation.over_specified.split_coordinates import Chart
+from moe_prompt.models.atoms import AtomLayout
 
 FLAT, BENT = 1e-12, 1e-9  # of the largest eigenvalue: what is flat in a step; what is bent down at a saddle
 NARROW, NIL = 1e-11, 1e-4  # a radius at which no step is left: an absolute one, and of the tolerance
@@ -32,7 +33,7 @@ class TrustRegion:
     """Where every problem stands, and its quadratic model in coordinates in which J'J has unit diagonal."""
 
     def __init__(self, problem: Problem, theta: Tensor, box: float, tolerance: float) -> None:
-        self.problem, self.box, self.layout = problem, box, Layout.of(problem.model)
+        self.problem, self.box, self.layout = problem, box, AtomLayout.of(problem.model)
         self.tolerance = tolerance  # standard errors
         self.theta = theta.clamp(-box, box).clone()
         every = torch.arange(len(theta))

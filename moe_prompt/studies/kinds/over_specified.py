@@ -22,6 +22,7 @@ from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_er
 from moe_prompt.models.sampling import Population
 from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
 from moe_prompt.studies.kinds import scoring
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.split_law import SplitLaw, split_law
 
 SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung
@@ -116,8 +117,7 @@ class OverSpecifiedStudy(Study):
         s, p = population.noise, population.model.with_atoms(population.model.num_atoms + self.extra).num_parameters
         if truth not in self.smooth:
             return OverLimits(p, s)
-        nodes = population.covariates.nodes(self.nodes)
-        law: SplitLaw = split_law(population.model, population.theta, nodes, self.extra)
+        law: SplitLaw = split_law(LocalGeometry.of(population, self.nodes), self.extra)
         scaled = lambda constant: None if constant is None else s * constant  # noqa: E731
         return OverLimits(
             p,

@@ -26,13 +26,14 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Random
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.named.over_specified_settings import BOX, FROZEN, NOISE, SIZES, truth
+from moe_prompt.theory.families import FAMILIES
 
 PROMPTS = 2
 GATES = {"softmax": SoftmaxGate(), "sigmoid": SigmoidGate(-math.log(FROZEN + PROMPTS)), "top-1": TopKGate(1)}
 
 
 def build() -> RateStudy:
-    base = truth("VPT, B injective", PROMPTS, NOISE)
+    base = truth(FAMILIES["VPT, B injective"], PROMPTS, NOISE)
     truths = {name: replace(base, model=replace(base.model, gate=gate), family=None) for name, gate in GATES.items()}
     return RateStudy(
         name="gates",

@@ -26,12 +26,13 @@ from moe_prompt.estimation.starts import Random
 from moe_prompt.estimation.top_one.least_squares import TopOneLeastSquares
 from moe_prompt.studies.kinds.top_k import ChoiceStudy
 from moe_prompt.studies.named.over_specified_settings import BOX, SIZES, truth
+from moe_prompt.theory.families import FAMILIES
 
 NOISE, RAISED = 0.5, 2.0
 
 
 def build() -> ChoiceStudy:
-    base = truth("VPT, B injective", 2, NOISE)
+    base = truth(FAMILIES["VPT, B injective"], 2, NOISE)
     theta = base.theta.clone()
     theta[base.model.slices["b"]] += RAISED
     own = replace(base, model=replace(base.model, gate=TopKGate(1)), theta=theta)

@@ -27,15 +27,16 @@ from __future__ import annotations
 
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.studies.named.over_specified_settings import study
+from moe_prompt.theory.families import FAMILIES
 
-FAMILIES = ("VPT, B singular", "prefix, non-shared", "VAPT, linear, r = 2")
+INVISIBLE = tuple(FAMILIES[name] for name in ("VPT, B singular", "prefix, non-shared", "VAPT, linear, r = 2"))
 
 
 def build() -> OverSpecifiedStudy:
     return study(
         "non-identifiable",
         "with one prompt too many, families with invisible splits learn masses and first moments, not the measure",
-        FAMILIES,
+        INVISIBLE,
         replicates=40,
         tolerance=1e-3,
     )

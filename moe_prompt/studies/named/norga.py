@@ -20,16 +20,23 @@ from __future__ import annotations
 
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.studies.named.over_specified_settings import study
+from moe_prompt.theory.families import FAMILIES, Family, prefix
 
-EXPERTS = ("linear expert", "constant expert", "tanh ridge")
-FAMILIES = tuple(f"{gate} + {expert}" for gate in ("linear gate", "NoRGa") for expert in EXPERTS)
+CELLS = (
+    FAMILIES["linear gate + linear expert"],
+    Family("linear gate + constant expert", prefix, random_maps=False),
+    FAMILIES["linear gate + tanh ridge"],
+    FAMILIES["NoRGa + linear expert"],
+    FAMILIES["NoRGa + constant expert"],
+    FAMILIES["NoRGa + tanh ridge"],
+)
 
 
 def build() -> OverSpecifiedStudy:
     return study(
         "norga",
         "the expert, not the gate, makes splits visible: tanh experts under both gates, linear, constant under none",
-        FAMILIES,
+        CELLS,
         atoms=(1,),
         replicates=50,
     )

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.studies.named.over_specified_settings import study
+from moe_prompt.theory.families import FAMILIES
 
 
 def build() -> OverSpecifiedStudy:
     return study(
         "over-specified-relu",
         "relu units have a kink, no second derivative and no sigma_2: what is measured is what there is",
-        ("VAPT, relu",),
+        (FAMILIES["VAPT, relu"],),
         replicates=40,
         splits=False,
         tolerance=0.1,
