@@ -30,6 +30,7 @@ from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.measures.symmetries import HiddenUnits, NoSymmetry, Symmetry
 from moe_prompt.models.expert_jacobians import Covariate, Family, Parameters, family
 from moe_prompt.models.gating import Mixing, mixing
+from moe_prompt.models.parameter_blocks import ParameterBlocks
 
 IN_CACHE = 4096  # samples
 
@@ -78,7 +79,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, eq=False)
-class RegressionModel:
+class RegressionModel(ParameterBlocks):
     r"""The family {f_G}: frozen experts, a prompt expert's formula, B (D, k), C (o, v), a gate, and whether b is free.
 
     A parameter vector theta (p,) holds b (if `gating_bias`), then the expert's parameters in the order of
@@ -148,28 +149,13 @@ class RegressionModel:
             blocks[name] = tuple(p.shape) if shared else (self.num_atoms, *p.shape[1:])
         return blocks
 
-    @cached_property
-    def slices(self) -> dict[str, slice]:
-        """Name -> place of each block in a parameter vector."""
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        ends = np.cumsum(sizes).tolist()
-        return {name: slice(end - size, end) for name, size, end in zip(self.shapes, sizes, ends, strict=True)}
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
     @property
     def outputs(self) -> int:
         return self.value_map.shape[0]
 
     def unflatten(self, theta: Tensor) -> tuple[Tensor, Parameters]:
         """theta (*batch, p) -> b (*batch, L) and name -> (*batch, *shape)."""
-        require(
-            theta.shape[-1] == self.num_parameters,
-            f"this model has {self.num_parameters} parameters: got a vector of {theta.shape[-1]}.",
-        )
-        blocks = {name: theta[..., self.slices[name]].unflatten(-1, shape) for name, shape in self.shapes.items()}
+        blocks = self.named_blocks(theta)
         b = blocks.pop("b", None)
         return theta.new_zeros(*theta.shape[:-1], self.num_atoms) if b is None else b, blocks
 

@@ -1,17 +1,19 @@
-r"""Least squares that also starts from splits: where an atom too many goes is known before it is fitted.
+r"""Least squares that also starts from splits: the best place of a surplus atom is predicted before it is fitted.
 
-Fit one atom less; r = f - y are its residuals. Let atom j of it part into two, at distances d_1 and d_2 with
-sum_i e^{b_i} d_i = 0, and the rest of the parameters follow. To second order in d the objective changes by
+Fit a model with one atom less; r = f - y are its residuals. Replace atom j of this fit by two atoms at d_1 and d_2 from
+it, with sum_i e^{b_i} d_i = 0, and let the other parameters follow. To second order in d the objective changes by
 
     1/2 a' D_j a + 1/2 | Proj_perp(e^{b_j} 1/2 d2W_j[a, a]) |^2,     e^{b_j} a a' = sum_i e^{b_i} d_i d_i',
 
-D_j = sum_i r_i e^{b_j} d2W_j(x_i), Proj_perp off the columns of J. This is a quartic in q variables: its minimisers,
-one for each j, are the starts, each with two ways to share the mass, which higher orders choose between. Random starts
-find the best of these minima in most samples and not in all: with two true atoms one in ten ends in the second best.
-A split too long for the expansion or for the box, as one along directions that do not show, is shortened. An atom
-near the least mass of the box cannot part at constant mass: its starts are clamped, and left to the polish.
+where D_j = sum_i r_i e^{b_j} d2W_j(x_i), and Proj_perp projects onto the complement of the columns of J. This is a
+quartic in the q coordinates of a. Its minimiser for each j gives starts, one for each of two ways to share the mass:
+terms of higher order decide how mass is shared. D_j is exact; the quartic term is computed from the first `rows`
+observations.
 
-D_j is exact; the quartic term is taken from the first `rows` observations.
+Random starts find the best of these minima in most samples but not in all: with two true atoms, one fit in ten ends in
+the second best. A split that is too long for the expansion or for the box, such as one along invisible directions, is
+shortened. An atom near the least mass of the box cannot split at constant mass; its starts are moved into the box and
+corrected by the fit.
 """
 
 from __future__ import annotations
@@ -35,16 +37,21 @@ from moe_prompt.models.sampling import Dataset
 from moe_prompt.theory.local_geometry import LocalGeometry, symmetric
 from moe_prompt.theory.quartic_forms import nearest_square
 
-SHARES = (0.2, 0.8)
-FAR, MAX_HALVINGS = 2.0, 8  # of the smaller fit's objective: a split that raises it so far is halved, so many times
-RANK = 1e-9  # of the largest singular value: below, a direction of the tangent space or of splits is none
+SHARES = (0.2, 0.8)  # shares of the mass that the first atom of a split starts with
+FAR = 2.0  # a split with an objective above this multiple of the smaller fit's is halved ...
+MAX_HALVINGS = 8  # ... at most this many times
+RANK = 1e-9  # singular values below this share of the largest count as zero
 
 
 @dataclass(frozen=True)
 class SplitLeastSquares(Estimator):
-    """`newton` from the given starts, and from the splits of a fit with one atom less, `levels` deep.
+    """`newton` from the given starts and from the splits of a fit with one atom less; the best fit is returned.
 
-    With `levels` = 1 the smaller fit has the random starts alone; L + 2 atoms for a truth of L take 2.
+    The smaller fit is made in the same way, `levels` deep: at the last level it has the given starts alone. A model
+    with k surplus atoms needs `levels` = k.
+
+    Raises:
+        InputError: data or starts that do not fit the model, or `levels` below 0.
     """
 
     newton: NewtonLeastSquares = field(default_factory=NewtonLeastSquares)
@@ -54,7 +61,7 @@ class SplitLeastSquares(Estimator):
 
     def fit(self, model: RegressionModel, data: Dataset, starts: Float64[Tensor, "replicates starts p"]) -> FitResult:
         check(model, data, starts)
-        require(self.levels >= 0, f"splits go at least no level deep: got levels = {self.levels}.")
+        require(self.levels >= 0, f"the number of levels must be at least 0: got levels = {self.levels}.")
         return self._fit(model, data, starts, self.levels)
 
     def _fit(self, model: RegressionModel, data: Dataset, starts: Tensor, levels: int) -> FitResult:
@@ -136,18 +143,18 @@ class _Sample:
         self.second = [scale * w * second.flatten(0, 1) for w, second in parts]
 
     def split(self, j: int, bend: Tensor, starts: int, generator: torch.Generator) -> Tensor:
-        """The a (q,) that lowers the objective most."""
+        """The vector a (q,) that minimises the quartic for atom j."""
         outside = self.second[j] - self.basis @ (self.basis.mT @ self.second[j])
         _, values, right = torch.linalg.svd(outside, full_matrices=False)
         kept = values > RANK * values[0]
-        if not bool(kept.any()):  # no split shows to second order, as with relu
+        if not bool(kept.any()):  # no split is visible at second order, as with relu
             return bend.new_zeros(self.width)
         k, l = torch.triu_indices(self.width, self.width)  # noqa: E741
         target = -0.5 * bend[k, l] @ (right[kept].mT / values[kept])
         return nearest_square(symmetric(values[kept, None] * right[kept], self.width), target, starts, generator)
 
     def follow(self, j: int, a: Tensor) -> Tensor:
-        """What the parameters of the smaller fit do when atom j is split by a."""
+        """Change of the smaller fit's parameters when atom j is split by a."""
         k, l = torch.triu_indices(self.width, self.width)  # noqa: E741
         change = self.second[j] @ (torch.where(k == l, 1.0, 2.0).to(a) * a[k] * a[l])
         return -self.inverse @ (self.basis.mT @ change)
@@ -155,7 +162,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Split:
-    """Atom j of `fit` in two along a, masses in the ratio share : 1 - share, while the rest follows by `change`."""
+    """Atom j of `fit` split along a into masses share : 1 - share; the other parameters move by `change`."""
 
     smaller: AtomLayout
     bigger: AtomLayout

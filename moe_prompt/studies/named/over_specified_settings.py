@@ -1,7 +1,8 @@
-"""Truths of the over-specified studies: one family each, with one atom or two, in one common setting.
+"""Truths of the over-specified studies: each has one family and one or two atoms, in one common setting.
 
-X is uniform on [-sqrt(3), sqrt(3)]^3, 2 frozen experts, 2 outputs, B and C standard normal (the identity for linear
-gates), prompt parameters uniform on [-2, 2] and gating biases on [-2/3, 2/3], all from one seed per number of atoms.
+X is uniform on [-sqrt(3), sqrt(3)]^3. There are 2 frozen experts and 2 outputs. B and C are standard normal, and the
+identity for linear gates. Prompt parameters are uniform on [-2, 2], gating biases on [-2/3, 2/3]. All come from one
+seed per number of atoms.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from moe_prompt.models.sampling import Population
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.theory.families import FAMILIES, Family
 
-DIM, FROZEN, OUTPUTS, SPREAD, BOX, NOISE = 3, 2, 2, 2.0, 3.0, 0.02
+DIM, FROZEN, OUTPUTS, NOISE = 3, 2, 2, 0.02
+SPREAD, BOX = 2.0, 3.0  # prompt parameters of truths lie in [-SPREAD, SPREAD], fits in [-BOX, BOX]
 SIZES = (1000, 3162, 10_000, 31_623, 100_000)
 HIDDEN = {"VAPT, linear, r = 2": 2}
 """Hidden units of VAPT's truths, where there is more than one."""
@@ -53,8 +55,8 @@ def study(
 ) -> OverSpecifiedStudy:
     """Every family with every number of atoms, slopes on all of the sizes.
 
-    Fits start from 8 random vectors and, with `splits`, from the splits of a fit with fewer atoms; without, from 48
-    random vectors. They end where Newton's step is `tolerance` standard errors.
+    With `splits`, fits start from 8 random vectors and from the splits of a fit with fewer atoms; without, from 48
+    random vectors. A fit ends when Newton's step is shorter than `tolerance` standard errors.
     """
     chosen = {f"{family.name}, L = {count}": (family, count) for family in families for count in atoms}
     newton = NewtonLeastSquares(LeastSquares(box=BOX), keep=3, handover_steps=60, tolerance=tolerance)
