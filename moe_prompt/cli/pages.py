@@ -21,7 +21,8 @@ def figures(
     """Redraw every figure from exported rows: the same rows give the same bytes."""
     from moe_prompt.plotting.bad_sequences import draw_sequences
     from moe_prompt.plotting.fit_windows import draw_windows
-    from moe_prompt.plotting.study_figure import draw
+    from moe_prompt.plotting.study_figure import draw_study
+    from moe_prompt.studies.analysis.cells import cells_of
     from moe_prompt.studies.loading import NAMES, load
     from moe_prompt.studies.running import archive
 
@@ -31,8 +32,8 @@ def figures(
         if not (rows / f"{name}.csv").exists():
             continue
         study = load(name)
-        evidence = archive.load_evidence(study, rows, exported=True)
-        figure = draw(study, evidence.rows, evidence.notes)
+        found = archive.load_rows(study, rows, exported=True)
+        figure = draw_study(study, cells_of(study, found.rows, found.notes))
         drawn += 1
         for suffix in suffixes:
             print(save_figure(figure, (out / name).with_suffix(suffix)))
@@ -40,7 +41,7 @@ def figures(
     others = {"bad-sequences": draw_sequences()}
     published = [rows / f"{name}.csv" for name in ("softmax-gaussian", "softmax-gaussian-published")]
     if all(path.exists() for path in published):
-        frames = [archive.load_evidence(load(path.stem), rows, exported=True).rows for path in published]
+        frames = [archive.load_rows(load(path.stem), rows, exported=True).rows for path in published]
         others["softmax-gaussian-windows"] = draw_windows(*frames)
     for name, figure in others.items():
         for suffix in suffixes:

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_prompt.plotting.rates import STYLE, legend
+from moe_prompt.studies.analysis.cells import errors_by_size
 from moe_prompt.studies.analysis.rate_fit import fit_rate
-from moe_prompt.studies.analysis.summaries import by_size
 
 WINDOWS = ((100, 100_000), (1000, 100_000), (10_000, 100_000))
 STORED = {"two": -0.64}
@@ -46,7 +46,7 @@ def draw_windows(ours: pd.DataFrame, published: pd.DataFrame) -> Figure:
 
 def window_slopes(rows: pd.DataFrame) -> dict[tuple[str, tuple[int, int]], tuple[float, float]]:
     """(statistic, window) -> slope and standard error of one cell."""
-    errors, found = by_size(rows, COLUMN), {}
+    errors, found = errors_by_size(rows, COLUMN), {}
     for statistic in MARKS:
         for window in WINDOWS:
             fit = fit_rate(errors, window, statistic)
@@ -72,11 +72,11 @@ def words(ours: pd.DataFrame, published: pd.DataFrame) -> str:
 def _errors(axis: Axes, cells: Mapping[str, pd.DataFrame]) -> None:
     axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel="Voronoi loss")
     for name, rows in cells.items():
-        errors = by_size(rows, COLUMN)
+        errors = errors_by_size(rows, COLUMN)
         n = sorted(errors)
         axis.plot(n, [errors[k].mean() for k in n], "-", color=COLOURS[name], lw=1, alpha=0.5, label=f"{name}: mean")
         axis.plot(n, [np.median(errors[k]) for k in n], "s-", color=COLOURS[name], ms=3.5, label=f"{name}: median")
-    starts = by_size(cells[PUBLISHED], f"start_{COLUMN}")
+    starts = errors_by_size(cells[PUBLISHED], f"start_{COLUMN}")
     axis.plot(list(starts), [np.median(v) for v in starts.values()], ":", color="#999999", label="published starts")
     sns.despine(ax=axis)
 

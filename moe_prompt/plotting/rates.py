@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_prompt.studies.analysis.captions import caption
-from moe_prompt.studies.analysis.rate_fit import fit_rate
-from moe_prompt.studies.analysis.summaries import CellSummary, by_size, summarize
+from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries, errors_by_size
 from moe_prompt.studies.base import Study
 
 INK, START, LINE, FIT = "#1f5a94", "#b0b0b0", "#c1440e", "#222222"
@@ -24,22 +22,21 @@ STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 9.5}
 FILES: dict[Any, Any] = {"svg.hashsalt": "moe_prompt", "pdf.fonttype": 42}  # read when a file is written, not before
 
 
-def draw_rates(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Figure:
+def draw_rates(study: Study, cells: Sequence[Cell]) -> Figure:
     """One panel per cell and loss: matched cells have two, the others their excess risk; caption below."""
-    cells = summarize(study, rows, notes)
+    summaries = all_summaries(cells)
     with mpl.rc_context(STYLE), sns.axes_style("ticks"):
-        columns = _columns(study, cells)
-        figure_rows = -(-len(cells) // columns)
+        columns = _columns(cells)
+        figure_rows = -(-len(summaries) // columns)
         figure = Figure(figsize=(4.1 * columns, 3.3 * figure_rows + 1.35), layout="constrained")
         axes = np.atleast_1d(figure.subplots(figure_rows, columns, squeeze=False)).ravel()
         truths = list(dict.fromkeys(truth for truth, _ in study.cells))
-        ordered = sorted(cells, key=lambda cell: (truths.index(cell.truth), not cell.matched))
-        for axis, cell in zip(axes, ordered, strict=False):
-            own = rows[(rows.truth == cell.truth) & (rows.estimator == cell.estimator)]
-            _panel(axis, study, cell, own, notes.get(f"limits {cell.truth} {cell.estimator}", {}))
-        for axis in axes[len(cells) :]:
+        ordered = sorted(summaries, key=lambda s: (truths.index(s.cell.truth), not s.cell.relation.exact))
+        for axis, summary in zip(axes, ordered, strict=False):
+            _panel(axis, summary)
+        for axis in axes[len(summaries) :]:
             axis.set_axis_off()
-        handles, labels = legend(axes[: len(cells)])
+        handles, labels = legend(axes[: len(summaries)])
         beside = min(4 if columns > 2 else columns, len(labels))
         figure.legend(handles, labels, loc="outside upper center", ncols=beside, frameon=False, fontsize=8.5)
         words = textwrap.fill(caption(study, cells), 46 * columns)
@@ -47,11 +44,11 @@ def draw_rates(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> Fi
     return figure
 
 
-def _columns(study: Study, cells: list[CellSummary]) -> int:
+def _columns(cells: Sequence[Cell]) -> int:
     """A row per cell where all cells have as many quantities, two to four; else three panels a row."""
-    counts = {len(study.quantities(cell.truth, cell.estimator)) for cell in cells}
+    counts = {len(cell.quantities) for cell in cells}
     each = counts.pop() if len(counts) == 1 else 0
-    return each if 2 <= each <= 4 else min(3, len(cells))
+    return each if 2 <= each <= 4 else min(3, sum(len(cell.quantities) for cell in cells))
 
 
 def write(figure: Figure, path: Path, metadata: dict[str, Any]) -> None:
@@ -60,19 +57,19 @@ def write(figure: Figure, path: Path, metadata: dict[str, Any]) -> None:
         figure.savefig(path, dpi=160, metadata=metadata)
 
 
-def _panel(axis: Axes, study: Study, cell: CellSummary, rows: pd.DataFrame, limits: Mapping[str, Any]) -> None:
-    axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=cell.label)
-    axis.set_title(study.title(cell.truth, cell.estimator), loc="left")
-    errors = by_size(rows, cell.column)
+def _panel(axis: Axes, summary: CellSummary) -> None:
+    cell, quantity, errors = summary.cell, summary.quantity, summary.errors
+    axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=quantity.label)
+    axis.set_title(cell.title, loc="left")
     n = np.array(sorted(errors), float)
     _measured(axis, errors, n)
-    if f"start_{cell.column}" in rows:
-        starts = by_size(rows, f"start_{cell.column}")
+    if f"start_{quantity.column}" in cell.rows:
+        starts = errors_by_size(cell.rows, f"start_{quantity.column}")
         middle = [np.median(values) for values in starts.values()]
         axis.plot(list(starts), middle, ":", color=START, label="where the fits start (median)")
-    _predicted(axis, study, cell, n, limits)
-    if cell.slope is not None and cell.floor is None:
-        _slope(axis, study, cell, errors, n)
+    _predicted(axis, summary, n)
+    if cell.floor is None:
+        _slope(axis, summary, n)
     sns.despine(ax=axis)
 
 
@@ -92,31 +89,29 @@ def _interval(values: np.ndarray) -> np.ndarray:
     return np.quantile(resampled, [0.025, 0.975])
 
 
-def _slope(axis: Axes, study: Study, cell: CellSummary, errors: Mapping[int, np.ndarray], n: np.ndarray) -> None:
-    fit = fit_rate(errors, study.window, cell.statistic)
+def _slope(axis: Axes, summary: CellSummary, n: np.ndarray) -> None:
+    fit, (low, high) = summary.fit, summary.cell.window
     if fit is None:
         return
-    inside = n[(n >= study.window[0]) & (n <= study.window[1])]
-    label = f"fitted slope of the {cell.statistic}, on the study's window"
+    inside = n[(n >= low) & (n <= high)]
+    label = f"fitted slope of the {summary.quantity.statistic}, on the study's window"
     axis.plot(inside, fit.line(inside), "--", color=FIT, lw=1, label=label)
     words = f"slope {fit.slope:.3f} ± {fit.stderr:.3f}"
-    if cell.predicted_slope is not None:
-        words += f"\npredicted {cell.predicted_slope:g}"
+    if summary.quantity.slope is not None:
+        words += f"\npredicted {summary.quantity.slope:g}"
     axis.annotate(words, (0.04, 0.06), xycoords="axes fraction", fontsize=8.5)
 
 
-def _predicted(axis: Axes, study: Study, cell: CellSummary, n: np.ndarray, limits: Mapping[str, Any]) -> None:
+def _predicted(axis: Axes, summary: CellSummary, n: np.ndarray) -> None:
     """The line that is drawn, not fitted."""
-    quantity = next(q for q in study.quantities(cell.truth, cell.estimator) if q.name == cell.loss)
-    if quantity.slope is not None and quantity.constant and limits.get(quantity.constant):
-        axis.plot(n, limits[quantity.constant] * n**quantity.slope, color=LINE, lw=1.2, label=quantity.prediction)
-    elif cell.floor:
-        axis.axhline(cell.floor, color=LINE, lw=1.2, ls="-.", label="floor: best approximation, by quadrature")
-        axis.annotate(
-            f"floor {cell.floor:.3g}", (n[0], cell.floor), xytext=(0, -11), textcoords="offset points", fontsize=8.5
-        )
+    floor = summary.cell.floor
+    if summary.constant is not None:
+        axis.plot(n, summary.predicted(n), color=LINE, lw=1.2, label=summary.quantity.prediction)
+    elif floor:
+        axis.axhline(floor, color=LINE, lw=1.2, ls="-.", label="floor: best approximation, by quadrature")
+        axis.annotate(f"floor {floor:.3g}", (n[0], floor), xytext=(0, -11), textcoords="offset points", fontsize=8.5)
         bottom, top = axis.get_ylim()
-        axis.set_ylim(min(bottom, cell.floor / 3), top)
+        axis.set_ylim(min(bottom, floor / 3), top)
 
 
 def legend(axes: np.ndarray) -> tuple[list, list[str]]:

@@ -12,18 +12,18 @@ from moe_prompt.cli.output import save_figure
 from moe_prompt.errors import InputError
 from moe_prompt.plotting.rates import draw_rates, write
 from moe_prompt.studies.analysis.captions import caption
-from moe_prompt.studies.analysis.summaries import summarize
+from moe_prompt.studies.analysis.cells import all_summaries, cells_of
 from moe_prompt.studies.loading import load
-from moe_prompt.studies.running.archive import load_evidence
+from moe_prompt.studies.running.archive import load_rows
 from tests.builders.planted_rows import NOTES, planted_rows
 from tests.builders.small_study import study
 
 ROWS = planted_rows(study)
 PANELS = {
-    "VPT fitted to data from VPT": ("vpt", "vpt", ["parameter loss", "excess risk"]),
-    "VAPT fitted to data from VAPT": ("vapt", "vapt", ["parameter loss", "excess risk"]),
-    "VPT fitted to data from VAPT": ("vapt", "vpt", ["excess risk"]),
-    "VAPT fitted to data from VPT": ("vpt", "vapt", ["excess risk"]),
+    "vpt fitted to data from vpt": ("vpt", "vpt", ["parameter loss", "excess risk"]),
+    "vapt fitted to data from vapt": ("vapt", "vapt", ["parameter loss", "excess risk"]),
+    "vpt fitted to data from vapt": ("vapt", "vpt", ["excess risk"]),
+    "vapt fitted to data from vpt": ("vpt", "vapt", ["excess risk"]),
 }
 SIZES = np.array(study.sizes, float)
 
@@ -109,7 +109,7 @@ def test_fitted_line_and_its_words(figure):
 
 def test_the_fit_stays_on_its_window():
     narrow = draw_rates(replace(study, window=(61, 157)), ROWS, NOTES)
-    axis = panel(narrow, "VPT fitted to data from VPT", "parameter loss")
+    axis = panel(narrow, "vpt fitted to data from vpt", "parameter loss")
     assert line(axis, "fitted slope").get_xdata().tolist() == [61, 157]
     assert line(axis, "median").get_xdata().tolist() == [23, 61, 157]
 
@@ -162,7 +162,7 @@ def test_a_figure_that_cannot_be_written(figure, tmp_path):
 def test_the_legend_is_inside_the_figure_and_rows_are_cells(name, tmp_path):
     """Whatever the number of columns; and where cells have as many quantities, two to four, each has a row."""
     named = load(name)
-    rows, notes, _ = load_evidence(named, Path(__file__).parents[2] / "experiments" / "results", exported=True)
+    rows, notes, _ = load_rows(named, Path(__file__).parents[2] / "experiments" / "results", exported=True)
     figure = draw_rates(named, rows, notes)
     write(figure, tmp_path / "a.png", {"Software": None})
     box, whole = figure.legends[0].get_window_extent(), figure.bbox

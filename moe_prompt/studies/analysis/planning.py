@@ -30,12 +30,12 @@ import numpy as np
 import pandas as pd
 
 from moe_prompt.errors import require
-from moe_prompt.studies.analysis.summaries import aligned, by_size
-from moe_prompt.studies.base import Quantity, Study
+from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
+from moe_prompt.studies.analysis.tables import aligned
+from moe_prompt.studies.base import Study
 from moe_prompt.studies.running import runner
 
 WIDTH = 3.92  # standard errors in a 95 % interval
-Cell = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,14 @@ class Plan:
 # ------------------------------------------------------------------------------------------------ cost
 
 
-def seconds_per_fit(study: Study, rows: pd.DataFrame) -> Callable[[str, str, int], float]:
+def seconds_per_fit(study: Study, cells: Sequence[Cell]) -> Callable[[str, str, int], float]:
     """CPU seconds of a fit of a cell at a size, measured there or by the study's relative cost."""
-    rows = _large_batches(rows)
-    measured = {key: float(s) for key, s in rows.groupby(["truth", "estimator", "n"]).cpu_seconds.mean().items()}
-    rates = {cell: _rate(study, rows[(rows.truth == cell[0]) & (rows.estimator == cell[1])]) for cell in study.cells}
+    measured: dict[tuple[str, str, int], float] = {}
+    rates = {}
+    for cell in cells:
+        place, rows = (cell.truth, cell.estimator), _large_batches(cell.rows)
+        measured |= {(*place, int(n)): float(s) for n, s in rows.groupby("n").cpu_seconds.mean().items()}
+        rates[place] = float(rows.cpu_seconds.sum()) / sum(study.cost(*place, int(n)) for n in rows.n)
 
     def seconds(truth: str, estimator: str, n: int) -> float:
         return measured.get((truth, estimator, n), rates[truth, estimator] * study.cost(truth, estimator, n))
@@ -97,18 +100,12 @@ def seconds_per_fit(study: Study, rows: pd.DataFrame) -> Callable[[str, str, int
 
 
 def _large_batches(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the batches less than half as large as the largest of their cell and size: what all share weighs there.
+    """Without the batches less than half as large as the largest of their size: what all share weighs there.
 
     Rows of one batch tell the same time.
     """
-    place = ["truth", "estimator", "n"]
-    size = rows.groupby([*place, "cpu_seconds"]).cpu_seconds.transform("size")
-    return rows[2 * size >= size.groupby([rows[name] for name in place]).transform("max")]
-
-
-def _rate(study: Study, own: pd.DataFrame) -> float:
-    relative = [study.cost(*key) for key in zip(own.truth, own.estimator, own.n, strict=True)]
-    return float(own.cpu_seconds.sum() / sum(relative))
+    size = rows.groupby(["n", "cpu_seconds"]).cpu_seconds.transform("size")
+    return rows[2 * size >= size.groupby(rows.n).transform("max")]
 
 
 def scatter(errors: Mapping[int, np.ndarray], statistic: str) -> dict[int, float]:
@@ -136,27 +133,25 @@ def slope_stderr(sizes: Sequence[int], spread: Mapping[int, float], replicates: 
 # ------------------------------------------------------------------------------------------------ plan
 
 
-def _spreads(study: Study, rows: pd.DataFrame) -> list[tuple[Cell, Quantity, dict[int, float]]]:
-    """Cell, quantity and scatter in the window, where the rows tell it."""
+def _spreads(cells: Sequence[Cell]) -> list[tuple[CellSummary, dict[int, float]]]:
+    """Each quantity of each cell and its scatter in the window, where the rows tell it."""
     found = []
-    inside = rows[rows.n.between(*study.window)]
-    for cell in study.cells:
-        own = inside[(inside.truth == cell[0]) & (inside.estimator == cell[1])]
-        for quantity in study.quantities(*cell):
-            spread = scatter(by_size(own, quantity.column), quantity.statistic)
-            if spread:
-                found.append((cell, quantity, spread))
+    for summary in all_summaries(cells):
+        low, high = summary.cell.window
+        inside = {n: errors for n, errors in summary.errors.items() if low <= n <= high}
+        if spread := scatter(inside, summary.quantity.statistic):
+            found.append((summary, spread))
     return found
 
 
-def plan(
+def plan_study(
     study: Study,
-    rows: pd.DataFrame,
+    cells: Sequence[Cell],
     done: set[tuple[str, str, int, int]],
     jobs: int = 1,
     width: float | None = None,
 ) -> Plan:
-    """What is left of a study and how sharp it will be, by rows that `pilot.sufficient` accepts.
+    """What is left of a study and how sharp it will be, by cells whose rows `pilot.sufficient` accepts.
 
     `done` are the coordinates of rows that a run need not compute. `width`: also the designs whose 95 % intervals are
     at most that wide, for every slope that is predicted. Raises InputError for jobs < 1 and a width that is not
@@ -164,20 +159,20 @@ def plan(
     """
     require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
     check_width(width)
-    seconds, spreads = seconds_per_fit(study, rows), _spreads(study, rows)
+    seconds, spreads = seconds_per_fit(study, cells), _spreads(cells)
     left = runner.missing_batches(study, done)
     fits = sum(len(batch.replicates) for batch in left)
     each = [len(batch.replicates) * seconds(batch.truth, batch.estimator, batch.n) for batch in left]
     return Plan(
-        study.name,
-        len(study.cells) * len(study.sizes) * study.replicates,
-        fits,
-        sum(each) / 3600,
-        max(sum(each) / jobs, max(each, default=0.0)) / 3600,
-        jobs,
-        len(rows),
-        tuple(_slope_plan(study, *found) for found in spreads),
-        () if width is None else designs(study, spreads, seconds, width),
+        study=study.name,
+        fits=len(study.cells) * len(study.sizes) * study.replicates,
+        left=fits,
+        core_hours=sum(each) / 3600,
+        wall_hours=max(sum(each) / jobs, max(each, default=0.0)) / 3600,
+        jobs=jobs,
+        evidence=sum(cell.ends.fits for cell in cells),
+        slopes=tuple(_slope_plan(study, *found) for found in spreads),
+        wanted=() if width is None else designs(study, spreads, seconds, width),
     )
 
 
@@ -189,10 +184,19 @@ def check_width(width: float | None) -> None:
     )
 
 
-def _slope_plan(study: Study, cell: Cell, quantity: Quantity, spread: dict[int, float]) -> SlopePlan:
+def _slope_plan(study: Study, summary: CellSummary, spread: dict[int, float]) -> SlopePlan:
     error = slope_stderr(_inside(study.sizes, study.window), spread, study.replicates)
     common = math.sqrt(np.mean(np.square(list(spread.values()))))
-    return SlopePlan(*cell, quantity.name, quantity.slope, common, error, WIDTH * error)
+    cell, quantity = summary.cell, summary.quantity
+    return SlopePlan(
+        truth=cell.truth,
+        estimator=cell.estimator,
+        loss=quantity.name,
+        predicted_slope=quantity.slope,
+        scatter=common,
+        stderr=error,
+        width=WIDTH * error,
+    )
 
 
 def _inside(sizes: Sequence[int], window: tuple[int, int]) -> list[int]:
@@ -201,7 +205,7 @@ def _inside(sizes: Sequence[int], window: tuple[int, int]) -> list[int]:
 
 def designs(
     study: Study,
-    spreads: Sequence[tuple[Cell, Quantity, dict[int, float]]],
+    spreads: Sequence[tuple[CellSummary, dict[int, float]]],
     seconds: Callable[[str, str, int], float],
     width: float,
 ) -> tuple[Design, ...]:
@@ -209,13 +213,13 @@ def designs(
 
     The latter lie behind the last, with a window that reaches to them, and are there if they are cheaper.
     """
-    judged = [found for found in spreads if found[1].slope is not None] or list(spreads)
+    judged = [found for found in spreads if found[0].quantity.slope is not None] or list(spreads)
     require(
         bool(judged), f"study {study.name}: no slope to plan for, as no quantity has a positive error in the window."
     )
 
     def design(sizes: tuple[int, ...], window: tuple[int, int]) -> Design:
-        single = WIDTH * max(slope_stderr(_inside(sizes, window), spread, 1) for _, _, spread in judged)
+        single = WIDTH * max(slope_stderr(_inside(sizes, window), spread, 1) for _, spread in judged)
         replicates = max(2, math.ceil((single / width) ** 2 * (1 - 1e-12)))
         once = sum(seconds(*cell, n) for cell in study.cells for n in sizes)
         return Design(sizes, window, replicates, single / math.sqrt(replicates), replicates * once / 3600)
@@ -238,7 +242,7 @@ def _ladders(study: Study) -> list[tuple[tuple[int, ...], tuple[int, int]]]:
 # ------------------------------------------------------------------------------------------------ words
 
 
-def render(forecast: Plan, study: Study, source: str) -> str:
+def plan_text(forecast: Plan, study: Study, source: str) -> str:
     """The plan in words and a table."""
     head = ("truth", "estimator", "loss", "predicted", "scatter", "s.e. of the slope", "95 % width")
     cells = [

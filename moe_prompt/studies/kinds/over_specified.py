@@ -19,9 +19,11 @@ from moe_prompt.estimation.base import Estimator
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
+from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Population
-from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
+from moe_prompt.studies.base import DATA, STARTS, Quantity, Relation, Study
 from moe_prompt.studies.kinds import scoring
+from moe_prompt.studies.kinds.relations import regression_relation
 from moe_prompt.theory.split_law import SplitLaw, split_law
 
 SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung
@@ -91,6 +93,15 @@ class OverSpecifiedStudy(Study):
     def content(self) -> Any:
         return (self.truths, self.extra, self.estimator, self.starts, self.seed, self.nodes)
 
+    def fitted(self, truth: str) -> RegressionModel:
+        """The truth's family with `extra` atoms more."""
+        own = self.truths[truth].model
+        return own.with_atoms(own.num_atoms + self.extra)
+
+    def relation(self, truth: str, estimator: str) -> Relation:
+        population = self.truths[truth]
+        return regression_relation(population.model, self.fitted(truth), population.family)
+
     def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
         smooth, known = truth in self.smooth, truth not in self.kinked
         return (
@@ -108,12 +119,11 @@ class OverSpecifiedStudy(Study):
         )
 
     def cost(self, truth: str, estimator: str, n: int) -> float:
-        model = self.truths[truth].model.with_atoms(self.truths[truth].model.num_atoms + self.extra)
-        return float((n + SEARCH) * (model.num_parameters + 5) * self.extra)
+        return float((n + SEARCH) * (self.fitted(truth).num_parameters + 5) * self.extra)
 
     def limits(self, truth: str, estimator: str) -> OverLimits:
         population = self.truths[truth]
-        s, p = population.noise, population.model.with_atoms(population.model.num_atoms + self.extra).num_parameters
+        s, p = population.noise, self.fitted(truth).num_parameters
         if truth not in self.smooth:
             return OverLimits(p, s)
         nodes = population.covariates.nodes(self.nodes)
@@ -137,8 +147,7 @@ class OverSpecifiedStudy(Study):
     def fit_batch(
         self, truth: str, estimator: str, n: int, replicates: tuple[int, ...], limits: OverLimits
     ) -> list[dict[str, Any]]:
-        population = self.truths[truth]
-        model = population.model.with_atoms(population.model.num_atoms + self.extra)
+        population, model = self.truths[truth], self.fitted(truth)
         rngs = {stream: [self.rng(truth, n, r, stream) for r in replicates] for stream in (DATA, STARTS)}
         data = population.sample(n, rngs[DATA])
         fit = self.estimator.fit(model, data, self.starts.starts(model, None, rngs[STARTS]))
