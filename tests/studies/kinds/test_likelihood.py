@@ -236,9 +236,9 @@ def test_a_study_with_a_moving_truth_reaches_the_bound(tmp_path):
     study = contaminated_study()
     rows, notes = finished(study, tmp_path)
     assert rows.converged.all() and not rows.missed.any() and (rows.offset < 1e-6).all()
-    cells = summarize(study, rows, notes)
-    assert [cell.loss for cell in cells] == ["beta", "exp_tau"] and all(cell.failed == 0 for cell in cells)
-    assert all(abs(cell.over_prediction - 1) < 0.75 for cell in cells)
+    (cell,) = cells_of(study, rows, notes)
+    assert [summary.name for summary in cell.summaries] == ["beta", "exp_tau"] and cell.ends.failed == 0
+    assert all(abs(summary.over_prediction - 1) < 0.75 for summary in cell.summaries)
     row = rows[(rows.n == 400) & (rows.replicate == 3)].iloc[0]
     population = study.truths["approaching"].at(400)
     data = population.sample(400, [study.rng("approaching", 400, 3, 0)])
