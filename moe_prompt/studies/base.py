@@ -35,6 +35,7 @@ class Quantity:
     statistic: str = "mean"  # what the slope is fitted to; mean and median are always shown
     short: str = ""  # name in tables; the column's where empty
     prediction: str = "prediction"  # what the line constant * n^slope is called
+    why: str = ""  # why no slope is predicted
 
     @property
     def name(self) -> str:

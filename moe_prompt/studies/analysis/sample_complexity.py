@@ -27,7 +27,7 @@ from scipy.stats import t as student
 
 from moe_prompt.errors import choose, require
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, Errors, all_summaries
-from moe_prompt.studies.analysis.rate_fit import RateFit, fit_rate
+from moe_prompt.studies.analysis.rate_fit import RateFit
 from moe_prompt.studies.analysis.tables import aligned
 from moe_prompt.studies.base import Study
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from moe_prompt.studies.kinds.relations import regression_relation
 from moe_prompt.theory.split_law import SplitLaw, split_law
 
 SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung
-LAW = "law of the split, from sigma_2's geometry"
+LAW = "predicted law of the split"
 SPLIT, MOMENT = "split error  $t$", "masses and first moments"
 FUNCTION, LOSS = r"$|\hat f-f_*|_{L_2}$", "Voronoi loss D"
 
@@ -104,18 +105,13 @@ class OverSpecifiedStudy(Study):
 
     def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
         smooth, known = truth in self.smooth, truth not in self.kinked
+        why = "no rate, as σ₂ = 0" if known else "no rate at a kink"
+        quantity = partial(Quantity, prediction=LAW, why=why)
         return (
-            Quantity("parameter_loss", LOSS, -0.5 if smooth else None, "loss_constant", short="D", prediction=LAW),
-            Quantity("split_error", SPLIT, -0.25 if smooth else None, "split_constant", short="split", prediction=LAW),
-            Quantity(
-                "first_moment_error",
-                MOMENT,
-                -0.5 if known else None,
-                "moment_constant",
-                short="moments",
-                prediction=LAW,
-            ),
-            Quantity("function_error", FUNCTION, -0.5, "function_constant", short="function", prediction=LAW),
+            quantity("parameter_loss", LOSS, -0.5 if smooth else None, "loss_constant", short="D"),
+            quantity("split_error", SPLIT, -0.25 if smooth else None, "split_constant", short="split"),
+            quantity("first_moment_error", MOMENT, -0.5 if known else None, "moment_constant", short="moments"),
+            quantity("function_error", FUNCTION, -0.5, "function_constant", short="function"),
         )
 
     def cost(self, truth: str, estimator: str, n: int) -> float:

@@ -88,7 +88,11 @@ class RateStudy(Study):
         return self.relation(truth, estimator).exact
 
     def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
-        return MATCHED if self.matched(truth, estimator) else (Quantity("excess_risk", RISK),)
+        return (
+            MATCHED
+            if self.matched(truth, estimator)
+            else (Quantity("excess_risk", RISK, why="no rate: another model"),)
+        )
 
     def cost(self, truth: str, estimator: str, n: int) -> float:
         return float((n + SEARCH) * (self.contenders[estimator].num_parameters + 5))
