@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from moe_prompt.cli.app import study_app
-from moe_prompt.cli.output import RESULTS, Json, Out, save_figure
+from moe_prompt.cli.output import RESULTS, Json, Out, save_captioned
 from moe_prompt.errors import require
 
 if TYPE_CHECKING:
@@ -127,10 +127,12 @@ def study_show(
         told = {"study": study.name, "key": study.key, "cells": [s.to_dict() for s in all_summaries(cells)]}
         print(json.dumps(told, indent=1))
         return
-    from moe_prompt.plotting.study_figure import draw_study
+    from moe_prompt.plotting.study_figure import draw_study, figure_note
 
-    print(cells_table(cells), caption(study, cells), counts(cells), sep="\n\n")
-    figure = save_figure(draw_study(study, cells), out / f"{study.name}{'-quick' if quick else ''}.png")
+    words = caption(study, cells)
+    print(cells_table(cells), words, counts(cells), sep="\n\n")
+    stem = out / f"{study.name}{'-quick' if quick else ''}"
+    figure, *_ = save_captioned(draw_study(study, cells), stem, words, figure_note(cells), (".png",))
     print(f"\nrows   {source}\nfigure {figure}")
 
 

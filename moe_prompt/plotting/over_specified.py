@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -84,7 +85,7 @@ def _panel(axis: Axes, cells: dict[str, Cell], loss: str) -> None:
 def _legend(figure: Figure, colours: dict[str, str], laws: Sequence[str]) -> None:
     """What a colour and what a kind of line is."""
     grey = style.GREY
-    handles = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in colours.items()]
+    handles: list[Artist] = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in colours.items()]
     handles += [
         Line2D([], [], color=grey, marker="o", ms=2.2, lw=0.8, label="mean"),
         Line2D([], [], color=grey, ls=":", label="median"),

@@ -74,7 +74,7 @@ def theory(summary: CellSummary) -> str:
     """What theory predicts for a panel, or why it predicts nothing."""
     slope, floor = summary.quantity.slope, summary.cell.floor
     if slope is not None:
-        return f"predicted: {style.exponent(slope)}"
+        return f"predicted slope {style.exponent(slope)}"
     return f"floor {floor:.3g}" if floor is not None else summary.quantity.why or "no rate predicted"
 
 

@@ -146,7 +146,7 @@ class Study(ABC):
 
     def title(self, truth: str, estimator: str) -> str:
         """A cell's name above its panel."""
-        return f"{estimator} fitted to data from {truth}"
+        return f"{estimator} fitted to {truth} data"
 
     def cost(self, truth: str, estimator: str, n: int) -> float:
         """CPU time of one fit, relative to others."""
