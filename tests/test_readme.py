@@ -75,7 +75,9 @@ def test_what_is_said_beside_the_findings_is_in_the_committed_rows():
 def test_what_is_said_of_splits_is_in_the_committed_rows():
     study = studies.load("over-specified")
     rows, notes, _ = load_rows(study, RESULTS, exported=True)
-    ratios = sorted(cell.over_prediction for cell in all_summaries(cells_of(study, rows, notes)) if cell.name == "split")
+    ratios = sorted(
+        cell.over_prediction for cell in all_summaries(cells_of(study, rows, notes)) if cell.name == "split"
+    )
     assert len(ratios) == 10 and f"{ratios[0]:.2f} to {ratios[8]:.2f} times the law's in nine cells" in SIMULATIONS
     assert f"and {ratios[9]:.2f} times in the tenth" in SIMULATIONS
     low = studies.load("over-specified-low-noise")
@@ -85,9 +87,8 @@ def test_what_is_said_of_splits_is_in_the_committed_rows():
     assert len(cells) == 10 and f"{min(low_ratios):.2f} to {max(low_ratios):.2f} times, and its slope" in SIMULATIONS
     (steep,) = [cell for cell in cells if abs(cell.slope + 0.25) > 3 * cell.stderr]
     assert steep.cell.truth.startswith("reparameterised")
-    both = (
-        f"{steep.slope:.3f} +- {steep.stderr:.3f} in the mean and {steep.median_fit.slope:.3f} +- {steep.median_fit.stderr:.3f}"
-    )
+    median = steep.median_fit
+    both = f"{steep.slope:.3f} +- {steep.stderr:.3f} in the mean and {median.slope:.3f} +- {median.stderr:.3f}"
     assert both in SIMULATIONS
     by_two = studies.load("over-specified-by-two")
     cells = all_summaries(cells_of(by_two, *load_rows(by_two, RESULTS, exported=True)[:2]))
@@ -97,7 +98,9 @@ def test_what_is_said_of_splits_is_in_the_committed_rows():
     )
     norga = studies.load("norga")
     cells = all_summaries(cells_of(norga, *load_rows(norga, RESULTS, exported=True)[:2]))
-    medians = sorted((c.median_fit.slope, c.median_fit.stderr) for c in cells if c.name == "D" and "tanh" in c.cell.truth)
+    medians = sorted(
+        (c.median_fit.slope, c.median_fit.stderr) for c in cells if c.name == "D" and "tanh" in c.cell.truth
+    )
     said = " and ".join(f"{slope:.3f} +- {error:.3f}" for slope, error in reversed(medians))
     assert f"{said} in the median" in SIMULATIONS
 

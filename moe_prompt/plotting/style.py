@@ -125,7 +125,9 @@ def label_size(text: str) -> float:
 
 def words_inside(axis: Axes, lines: Iterable[tuple[str, str, float]], corner: str = "lower left") -> None:
     """Lines of (text, colour, points) in a corner of a panel."""
-    areas: list[Artist] = [TextArea(text, textprops={"color": colour, "fontsize": size}) for text, colour, size in lines]
+    areas: list[Artist] = [
+        TextArea(text, textprops={"color": colour, "fontsize": size}) for text, colour, size in lines
+    ]
     if areas:
         packed = VPacker(children=areas, align="left", pad=0, sep=2)
         axis.add_artist(AnchoredOffsetbox(corner, child=packed, pad=0.2, borderpad=0.2, frameon=False))

@@ -60,7 +60,9 @@ def test_slopes_errors_and_constants_are_those_of_the_rows():
     summaries = [s for s in all_summaries(cells_of(small_study.study, RATES, planted_rows.NOTES)) if s.quantity.slope]
     first, *_ = sentences(said())
     errors = [round(s.stderr, 3) for s in summaries]
-    last = RATES[(RATES.n == 157) & (RATES.truth == RATES.estimator)].groupby("truth")[["parameter_loss", "excess_risk"]]
+    last = RATES[(RATES.n == 157) & (RATES.truth == RATES.estimator)].groupby("truth")[
+        ["parameter_loss", "excess_risk"]
+    ]
     mean = last.mean()
     ratios = [
         *(mean.parameter_loss["vpt"] / 3 * 157**0.5, mean.parameter_loss["vapt"] / 11 * 157**0.5),
