@@ -142,5 +142,5 @@ def _distances(axis: Axes, hidden: Sequence[SequenceCurves], seen: Sequence[Sequ
     for curve, colour, marker in zip(seen, _GOOD, _OPEN, strict=True):
         axis.plot(curve.t, curve.distance, marker, ms=5, mfc="none", mew=1.0, color=colour, label=curve.family)
         axis.plot(curve.t, curve.line, "--", color=colour)
-    style.log_axes(axis, (_LEAST / 100, 1))
+    style.log_axes(axis, (_LEAST / 100, 1.0))
     axis.annotate(f"rounding: at most {style.plain(_LEAST)}", (0.02, 2 * _LEAST), va="bottom", color=_BAD[-1])

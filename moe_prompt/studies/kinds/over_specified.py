@@ -94,6 +94,9 @@ class OverSpecifiedStudy(Study):
     def content(self) -> Any:
         return (self.truths, self.extra, self.estimator, self.starts, self.seed, self.nodes)
 
+    def title(self, truth: str, estimator: str) -> str:
+        return truth
+
     def fitted(self, truth: str) -> RegressionModel:
         """The truth's family with `extra` atoms more."""
         own = self.truths[truth].model
