@@ -40,7 +40,8 @@ from .models.regression import FrozenExperts as FrozenExperts
 from .models.regression import RegressionModel as RegressionModel
 from .models.sampling import Dataset as Dataset
 from .models.sampling import Population as Population
-from .studies.analysis.summaries import summarize as summarize
+from .studies.analysis.cells import Cell as Cell
+from .studies.analysis.cells import cells_of as cells_of
 from .studies.kinds.likelihood import LikelihoodStudy as LikelihoodStudy
 from .studies.kinds.over_specified import OverSpecifiedStudy as OverSpecifiedStudy
 from .studies.kinds.rates import RateStudy as RateStudy

@@ -16,9 +16,9 @@ import typer
 from moe_prompt.cli import main
 from moe_prompt.studies import loading as studies
 from moe_prompt.studies.analysis.captions import caption
-from moe_prompt.studies.analysis.summaries import summarize
+from moe_prompt.studies.analysis.cells import all_summaries, cells_of
 from moe_prompt.studies.running import runner
-from moe_prompt.studies.running.archive import load_evidence
+from moe_prompt.studies.running.archive import load_rows
 from moe_prompt.studies.running.database import Results
 
 ROOT = Path(__file__).parent.parent
@@ -47,9 +47,9 @@ def test_is_short():
 @pytest.mark.parametrize("name", SHOWN)
 def test_results_are_those_of_the_committed_rows(name):
     study = studies.load(name)
-    rows, notes, _ = load_evidence(study, ROOT / "experiments" / "results", exported=True)
+    rows, notes, _ = load_rows(study, ROOT / "experiments" / "results", exported=True)
     page = README if name == "vpt-vs-vapt" else SIMULATIONS
-    assert caption(study, summarize(study, rows, notes)) in " ".join(page.split())
+    assert caption(study, cells_of(study, rows, notes)) in " ".join(page.split())
 
 
 def test_figures_that_are_linked_are_there():
@@ -61,7 +61,7 @@ def test_what_is_said_beside_the_findings_is_in_the_committed_rows():
     folder = ROOT / "experiments" / "results"
     rows, patches = (pd.read_csv(folder / f"{name}.csv") for name in SHOWN[:2])
     foreign = rows[(rows.truth == "vpt") & (rows.estimator == "vapt")]
-    last, floor = foreign[foreign.n == 100_000], load_evidence(studies.load("vpt-vs-vapt"), folder, exported=True).notes
+    last, floor = foreign[foreign.n == 100_000], load_rows(studies.load("vpt-vs-vapt"), folder, exported=True).notes
     assert f"only {(last.projection_risk < 0.01).sum()} end near the best approximation" in README
     assert f"{foreign.at_boundary.sum()} of its {len(foreign):,} fits lie on the box" in README
     worst = last.excess_risk.max() / floor["limits vpt vapt"]["floor"] - 1
@@ -74,30 +74,33 @@ def test_what_is_said_beside_the_findings_is_in_the_committed_rows():
 
 def test_what_is_said_of_splits_is_in_the_committed_rows():
     study = studies.load("over-specified")
-    rows, notes, _ = load_evidence(study, RESULTS, exported=True)
-    ratios = sorted(cell.over_prediction for cell in summarize(study, rows, notes) if cell.loss == "split")
+    rows, notes, _ = load_rows(study, RESULTS, exported=True)
+    ratios = sorted(
+        cell.over_prediction for cell in all_summaries(cells_of(study, rows, notes)) if cell.name == "split"
+    )
     assert len(ratios) == 10 and f"{ratios[0]:.2f} to {ratios[8]:.2f} times the law's in nine cells" in SIMULATIONS
     assert f"and {ratios[9]:.2f} times in the tenth" in SIMULATIONS
     low = studies.load("over-specified-low-noise")
-    rows, notes, _ = load_evidence(low, RESULTS, exported=True)
-    cells = [cell for cell in summarize(low, rows, notes) if cell.loss == "split"]
+    rows, notes, _ = load_rows(low, RESULTS, exported=True)
+    cells = [cell for cell in all_summaries(cells_of(low, rows, notes)) if cell.name == "split"]
     low_ratios = [cell.over_prediction for cell in cells]
     assert len(cells) == 10 and f"{min(low_ratios):.2f} to {max(low_ratios):.2f} times, and its slope" in SIMULATIONS
     (steep,) = [cell for cell in cells if abs(cell.slope + 0.25) > 3 * cell.stderr]
-    assert steep.truth.startswith("reparameterised")
-    both = (
-        f"{steep.slope:.3f} +- {steep.stderr:.3f} in the mean and {steep.median_slope:.3f} +- {steep.median_stderr:.3f}"
-    )
+    assert steep.cell.truth.startswith("reparameterised")
+    median = steep.median_fit
+    both = f"{steep.slope:.3f} +- {steep.stderr:.3f} in the mean and {median.slope:.3f} +- {median.stderr:.3f}"
     assert both in SIMULATIONS
     by_two = studies.load("over-specified-by-two")
-    cells = summarize(by_two, *load_evidence(by_two, RESULTS, exported=True)[:2])
-    off = [cell.truth for cell in cells if cell.loss == "split" and not 0.8 < cell.over_prediction < 1.25]
+    cells = all_summaries(cells_of(by_two, *load_rows(by_two, RESULTS, exported=True)[:2]))
+    off = [cell.cell.truth for cell in cells if cell.name == "split" and not 0.8 < cell.over_prediction < 1.25]
     assert (
         off == ["reparameterised prefix, maps known, L = 1"] and "but for the same prefix with one true" in SIMULATIONS
     )
     norga = studies.load("norga")
-    cells = summarize(norga, *load_evidence(norga, RESULTS, exported=True)[:2])
-    medians = sorted((c.median_slope, c.median_stderr) for c in cells if c.loss == "D" and "tanh" in c.truth)
+    cells = all_summaries(cells_of(norga, *load_rows(norga, RESULTS, exported=True)[:2]))
+    medians = sorted(
+        (c.median_fit.slope, c.median_fit.stderr) for c in cells if c.name == "D" and "tanh" in c.cell.truth
+    )
     said = " and ".join(f"{slope:.3f} +- {error:.3f}" for slope, error in reversed(medians))
     assert f"{said} in the median" in SIMULATIONS
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moe_prompt.cli.app import app
-from moe_prompt.cli.output import FIGURES, RESULTS, Rows, save_figure
+from moe_prompt.cli.output import FIGURES, RESULTS, Rows, save_captioned
 from moe_prompt.errors import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @app.command()
@@ -18,33 +21,33 @@ def figures(
     rows: Rows = RESULTS,
     out: Annotated[Path, typer.Option(help="Folder to draw into.")] = FIGURES,
 ) -> None:
-    """Redraw every figure from exported rows: the same rows give the same bytes."""
-    from moe_prompt.plotting.bad_sequences import draw_sequences
-    from moe_prompt.plotting.fit_windows import draw_windows
-    from moe_prompt.plotting.study_figure import draw
+    """Redraw every figure from exported rows, with its caption beside it: the same rows give the same bytes."""
+    from moe_prompt.plotting import bad_sequences, fit_windows
+    from moe_prompt.plotting.study_figure import draw_study, figure_note
+    from moe_prompt.studies.analysis.captions import caption
+    from moe_prompt.studies.analysis.cells import cells_of
     from moe_prompt.studies.loading import NAMES, load
-    from moe_prompt.studies.running import archive
+    from moe_prompt.studies.running.archive import StudyRows, load_rows
 
-    drawn = 0
-    suffixes = (".png", ".pdf")
+    def save(name: str, figure: Figure, words: str, note: str) -> None:
+        print(*save_captioned(figure, out / name, words, note, (".png", ".pdf")), sep="\n")
+
+    found: dict[str, StudyRows] = {}
     for name in NAMES:
-        if not (rows / f"{name}.csv").exists():
-            continue
-        study = load(name)
-        evidence = archive.load_evidence(study, rows, exported=True)
-        figure = draw(study, evidence.rows, evidence.notes)
-        drawn += 1
-        for suffix in suffixes:
-            print(save_figure(figure, (out / name).with_suffix(suffix)))
-    require(drawn > 0, f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows.")
-    others = {"bad-sequences": draw_sequences()}
-    published = [rows / f"{name}.csv" for name in ("softmax-gaussian", "softmax-gaussian-published")]
-    if all(path.exists() for path in published):
-        frames = [archive.load_evidence(load(path.stem), rows, exported=True).rows for path in published]
-        others["softmax-gaussian-windows"] = draw_windows(*frames)
-    for name, figure in others.items():
-        for suffix in suffixes:
-            print(save_figure(figure, (out / name).with_suffix(suffix)))
+        if (rows / f"{name}.csv").exists():
+            study = load(name)
+            found[name] = load_rows(study, rows, exported=True)
+            cells = cells_of(study, found[name].rows, found[name].notes)
+            save(name, draw_study(study, cells), caption(study, cells), figure_note(cells))
+    require(
+        bool(found), f"no exported rows in {rows}: run `moe-prompt study export NAME`, or name a folder with --rows."
+    )
+    if {"softmax-gaussian", "softmax-gaussian-published"} <= set(found):
+        frames = found["softmax-gaussian"].rows, found["softmax-gaussian-published"].rows
+        words, note = fit_windows.windows_caption(*frames), fit_windows.windows_note(*frames)
+        save("softmax-gaussian-windows", fit_windows.draw_windows(*frames), words, note)
+    figure = bad_sequences.draw_sequences()
+    save("bad-sequences", figure, bad_sequences.sequences_caption(), bad_sequences.sequences_note())
 
 
 @app.command()

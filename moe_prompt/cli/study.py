@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from moe_prompt.cli.app import study_app
-from moe_prompt.cli.output import RESULTS, Json, Out, save_figure
+from moe_prompt.cli.output import RESULTS, Json, Out, save_captioned
 from moe_prompt.errors import require
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def study_plan(
     """Before paying: what a study costs and how sharp its slopes will be, by its rows or a pilot of a minute."""
     from moe_prompt.cli.progress import Progress
     from moe_prompt.studies.analysis import planning
+    from moe_prompt.studies.analysis.cells import cells_of
     from moe_prompt.studies.running import pilot
 
     study, workers = _study(name, quick, seed), _workers(jobs)
@@ -84,9 +85,9 @@ def study_plan(
     if basis is None:
         with Progress(f"{study.name}, pilot") as progress:
             basis = pilot.pilot_basis(study, out, progress)
-    forecast = planning.plan(study, basis.rows, basis.done, workers, width)
+    forecast = planning.plan_study(study, cells_of(study, basis.rows, {}), basis.done, workers, width)
     told = {**forecast.to_dict(), "source": basis.source}
-    print(json.dumps(told, indent=1) if json_ else planning.render(forecast, study, basis.source))
+    print(json.dumps(told, indent=1) if json_ else planning.plan_text(forecast, study, basis.source))
 
 
 @study_app.command("show")
@@ -100,26 +101,32 @@ def study_show(
     json_: Json = False,
 ) -> None:
     """Slopes, efficiencies and floors of a study, and its figure."""
-    from moe_prompt.studies.analysis import sample_complexity, summaries
-    from moe_prompt.studies.analysis.captions import caption
+    from moe_prompt.studies.analysis import sample_complexity
+    from moe_prompt.studies.analysis.captions import caption, counts
+    from moe_prompt.studies.analysis.cells import all_summaries, cells_of
+    from moe_prompt.studies.analysis.tables import cells_table
     from moe_prompt.studies.running import archive
 
     require(target is not None or loss is None, "--loss belongs to a target: give the error you want with --target.")
     study = _study(name, quick, seed)
-    rows, notes, source = archive.load_evidence(study, out)
+    rows, notes, source = archive.load_rows(study, out)
+    cells = cells_of(study, rows, notes)
     if target is not None:
-        sizes = sample_complexity.needed_sizes(study, rows, notes, target, loss)
+        sizes = sample_complexity.needed_sizes(study, cells, target, loss)
         told = {"study": study.name, "key": study.key, "target": target, "cells": [s.to_dict() for s in sizes]}
-        print(json.dumps(told, indent=1) if json_ else f"{sample_complexity.table(sizes)}\nrows   {source}")
+        text = f"{sample_complexity.needed_sizes_table(sizes)}\nrows   {source}"
+        print(json.dumps(told, indent=1) if json_ else text)
         return
-    cells = summaries.summarize(study, rows, notes)
     if json_:
-        print(json.dumps({"study": study.name, "key": study.key, "cells": [c.to_dict() for c in cells]}, indent=1))
+        told = {"study": study.name, "key": study.key, "cells": [s.to_dict() for s in all_summaries(cells)]}
+        print(json.dumps(told, indent=1))
         return
-    from moe_prompt.plotting.study_figure import draw
+    from moe_prompt.plotting.study_figure import draw_study, figure_note
 
-    print(summaries.table(cells), caption(study, cells), sep="\n\n")
-    figure = save_figure(draw(study, rows, notes), out / f"{study.name}{'-quick' if quick else ''}.png")
+    words = caption(study, cells)
+    print(cells_table(cells), words, counts(cells), sep="\n\n")
+    stem = out / f"{study.name}{'-quick' if quick else ''}"
+    figure, *_ = save_captioned(draw_study(study, cells), stem, words, figure_note(cells), (".png",))
     print(f"\nrows   {source}\nfigure {figure}")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from moe_prompt.plotting import style
 from moe_prompt.theory.bad_sequences import SEQUENCES, evidence
 from moe_prompt.theory.families import FAMILIES
 from moe_prompt.theory.local_geometry import LocalGeometry
@@ -28,14 +28,6 @@ _LEVELS = np.geomspace(0.15, 0.02, len(SEQUENCES))  # apart, so that seven level
 _BAD, _GOOD = sns.color_palette("flare", len(SEQUENCES)), ("#0b3c6f", "#2a7ab9", "#3fa7a0", "#7a5fb5")
 _MARKERS, _OPEN = "osD^vP*", "oshd"
 _LEAST = 1e-15  # rounding, which is another on another machine
-_STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 9.5}
-_PLAIN: dict[str, Any] = {
-    "frameon": False,
-    "fontsize": 8,
-    "alignment": "left",
-    "borderaxespad": 0,
-    "columnspacing": 1.2,
-}
 
 
 @dataclass(frozen=True)
@@ -85,56 +77,72 @@ def draw_sequences() -> Figure:
     shifts = np.geomspace(1.0, 1.5, len(SEQUENCES)).tolist()
     hidden = [bad(*each) for each in zip(SEQUENCES, _LEVELS.tolist(), shifts, strict=True)]
     seen = [identifiable(family) for family in IDENTIFIABLE]
-    with mpl.rc_context(_STYLE), sns.axes_style("ticks"):
-        figure = Figure(figsize=(10.5, 6.2), layout="constrained")
-        axes = figure.subplots(2, 2, height_ratios=(1, 0.24))
-        _losses(axes[0, 0], hidden, seen)
-        _distances(axes[0, 1], hidden, seen)
-        handles, labels = axes[0, 1].get_legend_handles_labels()
-        for axis, part, title in (
-            (axes[1, 0], slice(0, len(hidden)), "Not identifiable: G(t) by formula"),
-            (axes[1, 1], slice(len(hidden), None), "Identifiable: the nearest split of size t"),
-        ):
-            axis.set_axis_off()
-            own = axis.legend(handles[part], labels[part], title=title, loc="upper left", ncols=2, **_PLAIN)
-            own.set_in_layout(False)  # it may be wider than the panel above it
-        figure.supxlabel(textwrap.fill(caption(), 145), x=0.01, ha="left", fontsize=8.5)
+    with style.styled():
+        figure = style.page(4.2)
+        axes = figure.subplots(1, 2)
+        _losses(axes[0], hidden, seen)
+        _distances(axes[1], hidden, seen)
+        style.letters(list(axes))
+        _legends(figure, hidden, seen)
         sns.despine(figure)
     return figure
 
 
-def caption() -> str:
-    """What is drawn."""
+def _legends(figure: Figure, hidden: Sequence[SequenceCurves], seen: Sequence[SequenceCurves]) -> None:
+    """Families by colour and mark, which are the same in both panels."""
+    solid = [
+        Line2D([], [], marker=marker, ms=3, color=colour, label=curve.family)
+        for curve, colour, marker in zip(hidden, _BAD, _MARKERS, strict=True)
+    ]
+    dashed = [
+        Line2D([], [], ls="--", marker=marker, ms=5, mfc="none", color=colour, label=curve.family)
+        for curve, colour, marker in zip(seen, _GOOD, _OPEN, strict=True)
+    ]
+    told: dict[str, Any] = {"alignment": "left", "title_fontsize": 7.5}
+    figure.legend(handles=solid, title="Not identifiable: G(t) by formula", loc="outside upper left", ncols=2, **told)
+    title = "Identifiable: the nearest split of size t"
+    figure.legend(handles=dashed, title=title, loc="outside upper right", **told)
+
+
+def sequences_caption() -> str:
+    """What the two panels show."""
     return (
-        "Left: solid, the explicit sequences, which stay at whatever distance they are put; dashed, the splits that n "
-        f"samples with noise {NOISE:g} leave unseen where sigma_2 > 0, e^b t^2 = s sqrt(p / n) / sigma_2, as far as t "
-        "< 1. Right: what a split does to the function, by quadrature; the lines through the open points are "
-        "e^b sigma_2 t^2, computed, not fitted; what is less than "
-        f"{_LEAST:g} is drawn there."
+        "For a family that is not identifiable, a fit can stay at any distance from the true measure (a, solid lines) "
+        "and yet give the same function (b, filled marks, at the level of rounding). Where sigma_2 > 0 every split of "
+        "size t changes the function by about e^b sigma_2 t^2 (b, dashed lines, computed and not fitted), so that the "
+        "splits that n samples leave unseen shrink with n (a, dashed lines)."
+    )
+
+
+def sequences_note() -> str:
+    """Settings."""
+    return (
+        f"Noise s = {NOISE:g}. Dashed lines in (a) are e^b t^2 = s sqrt(p / n) / sigma_2, where t < 1; open marks in "
+        f"(b) are by quadrature. Distances below {_LEAST:g} are drawn there."
     )
 
 
 def _losses(axis: Axes, hidden: Sequence[SequenceCurves], seen: Sequence[SequenceCurves]) -> None:
-    axis.set(xscale="log", yscale="log", xlabel="sample size n", ylabel=r"Voronoi loss  $D(G_n, G_*)$")
-    axis.set_title("Between measures: level, or falling", loc="left")
+    axis.set(xscale="log", yscale="log", xlabel="sample size n")
+    axis.set_ylabel(label := r"Voronoi loss  $D(G_n, G_*)$", size=style.label_size(label))
+    axis.set_title("distance of measures: level, or falling")
     for curve, colour, marker in zip(hidden, _BAD, _MARKERS, strict=True):
-        axis.plot(_SIZES, curve.loss, marker=marker, ms=4, lw=1.2, color=colour)
+        axis.plot(_SIZES, curve.loss, marker=marker, ms=3, color=colour)
     for curve, colour in zip(seen, _GOOD, strict=True):
-        axis.plot(_SIZES, curve.loss, "--", lw=1.3, color=colour)
-    words = "$n^{-1/2}$: $t_n$ of order $n^{-1/4}$"
-    axis.annotate(words, (0.04, 0.05), xycoords="axes fraction", color=_GOOD[0])
+        axis.plot(_SIZES, curve.loss, "--", color=colour)
+    style.words_inside(axis, [("$n^{-1/2}$", _GOOD[0], style.NUMBER)])
+    style.log_axes(axis)
 
 
 def _distances(axis: Axes, hidden: Sequence[SequenceCurves], seen: Sequence[SequenceCurves]) -> None:
-    axis.set(xscale="log", yscale="log", xlabel="size t of the split", ylabel=r"$|f_G-f_*|_{L_2(\mu)}$")
-    axis.set_title("Between functions: nothing, or of order $t^2$", loc="left")
-    axis.set_xticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.4], [f"{t:g}" for t in ticks])
-    axis.set_xticks([], minor=True)
+    axis.set(xscale="log", yscale="log", xlabel="size t of the split")
+    axis.set_ylabel(label := r"$|f_G-f_*|_{L_2(\mu)}$", size=style.label_size(label))
+    axis.set_title("distance of functions: none, or rising as t²")
     for curve, colour, marker in zip(hidden, _BAD, _MARKERS, strict=True):
         drawn = np.maximum(curve.distance, _LEAST)
-        axis.plot(curve.t, drawn, marker=marker, ms=4, lw=0.8, color=colour, label=curve.family)
+        axis.plot(curve.t, drawn, marker=marker, ms=3, lw=0.8, color=colour, label=curve.family)
     for curve, colour, marker in zip(seen, _GOOD, _OPEN, strict=True):
-        axis.plot(curve.t, curve.distance, marker, ms=6, mfc="none", mew=1.2, color=colour, label=curve.family)
-        axis.plot(curve.t, curve.line, lw=1.1, color=colour)
-    axis.annotate(f"rounding: at most {_LEAST:g}", (0.02, 2 * _LEAST), va="bottom", color=_BAD[-1])
-    axis.set_ylim(_LEAST / 100, 1)
+        axis.plot(curve.t, curve.distance, marker, ms=5, mfc="none", mew=1.0, color=colour, label=curve.family)
+        axis.plot(curve.t, curve.line, "--", color=colour)
+    style.log_axes(axis, (_LEAST / 100, 1.0))
+    axis.annotate(f"rounding: at most {style.plain(_LEAST)}", (0.02, 2 * _LEAST), va="bottom", color=_BAD[-1])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -15,6 +13,7 @@ from matplotlib.figure import Figure
 
 from moe_prompt.estimation.split_profile import split_profile
 from moe_prompt.models.sampling import Population
+from moe_prompt.plotting import style
 from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.sigma2 import sigma_2
 
@@ -23,7 +22,6 @@ SPLITS = np.geomspace(0.03, 1.0, 7)
 CHI = 1.92  # half the 95 % quantile of chi^2_1
 _LEAST, _MOST = 3e-2, 3e5
 _NODES = 512
-_STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 9.5}
 
 
 @dataclass(frozen=True)
@@ -54,39 +52,45 @@ def curves(family: str, population: Population, sizes: tuple[int, ...] = SIZES) 
 def draw_profiles(truths: Mapping[str, Population], sizes: tuple[int, ...] = SIZES) -> Figure:
     """A panel per truth, a colour per n; points are computed from one sample, dashed lines predicted."""
     colours = sns.color_palette("crest", len(sizes))
-    with mpl.rc_context(_STYLE), sns.axes_style("ticks"):
-        figure = Figure(figsize=(10.5, 4.1), layout="constrained")
+    with style.styled():
+        figure = style.page(2.6)
         axes = figure.subplots(1, len(truths), sharey=True, squeeze=False)[0]
         for axis, (family, population) in zip(axes, truths.items(), strict=True):
             _panel(axis, curves(family, population, sizes), colours)
-        axes[0].set_ylabel(r"rise of the objective over its least,  units of $s^2$")
-        axes[0].legend(frameon=False, fontsize=8, loc="upper left")
-        figure.supxlabel(textwrap.fill(caption(), 160), x=0.01, ha="left", fontsize=8.5)
+        axes[0].set_ylabel("rise of the objective, units of s²")
+        style.letters(list(axes))
+        style.legend_above(figure, axes, len(sizes) + 2)
         sns.despine(figure)
     return figure
 
 
-def caption() -> str:
+def profiles_caption() -> str:
     """What is drawn."""
     return (
-        "One sample per n; a prompt of the truth is two in the fit, held apart by t, everything else free. Dashed: "
-        "n (e^b sigma_2 t^2)^2 / (2 s^2), computed from the truth, not fitted; it is of leading order in t. Grey: at "
-        f"most {CHI:g}, half the 95 % quantile of chi-square, what noise alone decides. What is less than {_LEAST:g} "
-        "is drawn there."
+        "One sample for each n is fitted with one prompt more than its truth has, two of them held apart by t, and "
+        "everything else free. Where sigma_2 > 0 the objective rises as n (e^b sigma_2 t^2)^2 / (2 s^2), to leading "
+        "order in t (dashed, computed and not fitted), so that the valley narrows as n grows; where sigma_2 = 0 it "
+        "does not rise beyond what noise decides (grey)."
+    )
+
+
+def profiles_note() -> str:
+    """Settings."""
+    return (
+        f"Grey: at most {CHI:g}, half the 95 % quantile of chi-square with one degree of freedom. Rises below "
+        f"{_LEAST:g} are drawn there."
     )
 
 
 def _panel(axis: Axes, found: list[ProfileCurve], colours: list[Any]) -> None:
     identifiable = max(curve.line.max() for curve in found) > CHI
-    axis.set(xscale="log", yscale="log", xlabel="size t of the split", ylim=(0.6 * _LEAST, _MOST))
-    axis.set_title(
-        f"{found[0].family}\n{'the valley closes in' if identifiable else 'not identifiable: no far side'}", loc="left"
-    )
-    axis.axhspan(0.6 * _LEAST, CHI, color="0.93", lw=0)
+    axis.set(xscale="log", yscale="log", xlabel="size t of the split")
+    axis.set_title(f"{found[0].family}\n{'the valley narrows' if identifiable else 'no rise, as σ₂ = 0'}")
+    axis.axhspan(0.6 * _LEAST, CHI, color="0.9", lw=0, label="what noise decides")
     for curve, colour in zip(found, colours, strict=True):
         drawn = np.maximum(curve.rise, _LEAST)
-        axis.plot(curve.t, drawn, "o-", ms=4, lw=1.1, color=colour, label=f"n = {curve.n:,}".replace(",", " "))
+        axis.plot(curve.t, drawn, "o-", ms=3, color=colour, label=f"n = {curve.n:,}")
         if identifiable:
-            axis.plot(curve.t, curve.line, "--", lw=1.1, color=colour)
-    axis.set_xticks(ticks := [0.03, 0.1, 0.3, 1.0], [f"{t:g}" for t in ticks])
-    axis.set_xticks([], minor=True)
+            axis.plot(curve.t, curve.line, "--", color=colour)
+    axis.plot([], [], "--", color=style.GREY, label="predicted rise")
+    style.log_axes(axis, (0.6 * _LEAST, _MOST))

@@ -35,10 +35,42 @@ class Quantity:
     statistic: str = "mean"  # what the slope is fitted to; mean and median are always shown
     short: str = ""  # name in tables; the column's where empty
     prediction: str = "prediction"  # what the line constant * n^slope is called
+    why: str = ""  # why no slope is predicted
 
     @property
     def name(self) -> str:
         return self.short or self.column
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How the model that is fitted stands to the truth's: their numbers of atoms, and whether they are one family."""
+
+    true_atoms: int
+    fitted_atoms: int
+    same_family: bool
+    family: str | None = None  # the truth's, by its name in `theory.families.FAMILIES`
+
+    @property
+    def extra(self) -> int | None:
+        """k where the fit has k atoms more than the truth, 0 where it has as many; None: it cannot be the truth."""
+        extra = self.fitted_atoms - self.true_atoms
+        return extra if self.same_family and extra >= 0 else None
+
+    @property
+    def exact(self) -> bool:
+        """The truth's family with as many atoms."""
+        return self.extra == 0
+
+    @property
+    def over_specified(self) -> bool:
+        """The truth's family with more atoms."""
+        return bool(self.extra)
+
+    @property
+    def misspecified(self) -> bool:
+        """A family, or a number of atoms, that does not hold the truth."""
+        return self.extra is None
 
 
 @runtime_checkable
@@ -102,6 +134,10 @@ class Study(ABC):
         """The numbers whose fall with n is looked at."""
 
     @abstractmethod
+    def relation(self, truth: str, estimator: str) -> Relation:
+        """Whether a cell is exact, over-specified or misspecified, told from its two models."""
+
+    @abstractmethod
     def limits(self, truth: str, estimator: str) -> Limits:
         """What theory predicts for a cell: computed once, before its first batch."""
 
@@ -113,7 +149,7 @@ class Study(ABC):
 
     def title(self, truth: str, estimator: str) -> str:
         """A cell's name above its panel."""
-        return f"{estimator} fitted to data from {truth}"
+        return f"{estimator} fitted to {truth} data"
 
     def cost(self, truth: str, estimator: str, n: int) -> float:
         """CPU time of one fit, relative to others."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from moe_prompt.studies.base import Quantity, Study
+from moe_prompt.studies.base import Quantity, Relation, Study
 from moe_prompt.studies.kinds.over_specified import OverLimits, OverSpecifiedStudy
 from moe_prompt.studies.running.database import columns_of
 from tests.builders.small_over_specified import study as small
@@ -35,6 +35,9 @@ class Plain(Study):
             Quantity("miss", "distance", -0.5, "size", prediction="law of the coin"),
             Quantity("spread", "range", statistic="median"),
         )
+
+    def relation(self, truth: str, estimator: str) -> Relation:
+        return Relation(1, 1, True)
 
     def limits(self, truth: str, estimator: str) -> OverLimits:
         return OverLimits(1, 1.0)

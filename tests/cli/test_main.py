@@ -130,9 +130,9 @@ def test_run_then_show_then_run_again(command, tmp_path):
     code, shown, _ = command("study", "run", SMALL, "--quick", "--jobs", 1, "--out", "a")
     assert code == 0 and "every fit was there already" in shown
     code, shown, _ = command("study", "show", SMALL, "--quick", "--out", "a")
-    assert code == 0 and "24 fits: " in shown and "rows   a/small.sqlite\nfigure a/small-quick.png" in shown
+    assert code == 0 and "24 fits" in shown and "rows   a/small.sqlite\nfigure a/small-quick.png" in shown
     assert (tmp_path / "a" / "small-quick.png").read_bytes().startswith(b"\x89PNG")
-    notes = archive.load_evidence(study, tmp_path / "a").notes
+    notes = archive.load_rows(study, tmp_path / "a").notes
     assert notes["environment"]["packages"]["torch"] and notes["limits vpt vapt"]["floor"] > 0
 
 

@@ -6,6 +6,7 @@ import pytest
 from moe_prompt.plotting.bad_sequences import IDENTIFIABLE, draw_sequences
 from moe_prompt.theory.bad_sequences import SEQUENCES
 from moe_prompt.theory.families import FAMILIES
+from tests.builders.read_figures import check_print
 from tests.builders.truths import truth_parts
 
 
@@ -21,13 +22,14 @@ def solid(axis, markers: bool):
 
 
 def test_axes_are_labelled_and_logarithmic(figure):
+    check_print(figure)
     left, right = figure.axes[:2]
     assert (left.get_xlabel(), right.get_xlabel()) == ("sample size n", "size t of the split")
     assert {axis.get_xscale() for axis in (left, right)} == {axis.get_yscale() for axis in (left, right)} == {"log"}
 
 
 def test_the_legends_name_every_family(figure):
-    words = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes[2:]]
+    words = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
     assert words == [list(SEQUENCES), list(IDENTIFIABLE)]
 
 

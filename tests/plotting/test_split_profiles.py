@@ -8,25 +8,35 @@ from moe_prompt.studies.named.over_specified_settings import NOISE, truth
 from moe_prompt.theory.families import FAMILIES as TABLE
 from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.sigma2 import sigma_2
+from tests.builders.read_figures import check_print
 
 SIZES = (1000, 4000)
 FAMILIES = ("VPT, B injective", "prefix, non-shared", "linear gate + linear expert")
 
 
 @pytest.fixture(scope="module")
-def axes():
-    return draw_profiles({family: truth(TABLE[family], 1, NOISE) for family in FAMILIES}, SIZES).axes
+def figure():
+    return draw_profiles({family: truth(TABLE[family], 1, NOISE) for family in FAMILIES}, SIZES)
+
+
+@pytest.fixture(scope="module")
+def axes(figure):
+    return figure.axes
+
+
+def test_fits_the_page(figure):
+    check_print(figure)
 
 
 def lines(axis, style: str):
-    return [line for line in axis.get_lines() if line.get_linestyle() == style]
+    return [line for line in axis.get_lines() if line.get_linestyle() == style and len(line.get_xdata())]
 
 
 def test_every_family_has_a_panel_and_every_n_a_line(axes):
     assert [axis.get_title(loc="left").splitlines()[0] for axis in axes] == list(FAMILIES)
     assert {axis.get_xscale() for axis in axes} == {axis.get_yscale() for axis in axes} == {"log"}
     for axis in axes:
-        assert [line.get_label() for line in lines(axis, "-")] == ["n = 1 000", "n = 4 000"]
+        assert [line.get_label() for line in lines(axis, "-")] == ["n = 1,000", "n = 4,000"]
         assert all(line.get_xdata() == pytest.approx(SPLITS) for line in lines(axis, "-"))
 
 

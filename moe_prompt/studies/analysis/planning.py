@@ -1,28 +1,14 @@
-r"""What a study will cost and how sharp its slopes will be, from rows that are there.
+"""What a study will cost and how sharp its slopes will be, from rows that are there.
 
 Cost. A fit of a cell at n takes the mean CPU time of its rows at n; where there are none, the study's own relative
 cost(truth, estimator, n) times the cell's rate, CPU seconds over relative cost in the rows that there are. The limits
 of the cells, computed once per run, are not counted.
-
-Sharpness. A slope is linear in the logarithms of the statistics S_k at the m sizes n_k of the window,
-
-    slope = sum_k w_k log S_k,   w_k = (l_k - lbar) / sum_i (l_i - lbar)^2,   l_k = log n_k,
-
-and S_k over R independent replicates has, to first order, Var log S_k = c_k^2 / R, so that
-
-    s.e.(slope) = sqrt( sum_k w_k^2 c_k^2 / R ).
-
-For means c = sd(e) / mean(e), the coefficient of variation of the errors; for medians Var log S = 1 / (4 R f^2), with f
-the density of log e at its median, which is normal of the same quartiles here: c = sqrt(pi / 2) (log q75 - log q25) /
-1.349. Sizes without replicates take the root mean square of the others. A 95 % interval is 3.92 standard errors wide,
-so the replicates that a width needs grow as its inverse square. Sizes between the others never save any, as they lie
-near the middle; sizes behind the last may, where their fits are not too dear.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,12 +16,11 @@ import numpy as np
 import pandas as pd
 
 from moe_prompt.errors import require
-from moe_prompt.studies.analysis.summaries import aligned, by_size
-from moe_prompt.studies.base import Quantity, Study
+from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
+from moe_prompt.studies.analysis.sharpness import WIDTH, scatter, slope_stderr
+from moe_prompt.studies.analysis.tables import PLACE, explained
+from moe_prompt.studies.base import Study
 from moe_prompt.studies.running import runner
-
-WIDTH = 3.92  # standard errors in a 95 % interval
-Cell = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -84,11 +69,14 @@ class Plan:
 # ------------------------------------------------------------------------------------------------ cost
 
 
-def seconds_per_fit(study: Study, rows: pd.DataFrame) -> Callable[[str, str, int], float]:
+def seconds_per_fit(study: Study, cells: Sequence[Cell]) -> Callable[[str, str, int], float]:
     """CPU seconds of a fit of a cell at a size, measured there or by the study's relative cost."""
-    rows = _large_batches(rows)
-    measured = {key: float(s) for key, s in rows.groupby(["truth", "estimator", "n"]).cpu_seconds.mean().items()}
-    rates = {cell: _rate(study, rows[(rows.truth == cell[0]) & (rows.estimator == cell[1])]) for cell in study.cells}
+    measured: dict[tuple[str, str, int], float] = {}
+    rates = {}
+    for cell in cells:
+        place, rows = (cell.truth, cell.estimator), _large_batches(cell.rows)
+        measured |= {(*place, int(n)): float(s) for n, s in rows.groupby("n").cpu_seconds.mean().items()}
+        rates[place] = float(rows.cpu_seconds.sum()) / sum(study.cost(*place, int(n)) for n in rows.n)
 
     def seconds(truth: str, estimator: str, n: int) -> float:
         return measured.get((truth, estimator, n), rates[truth, estimator] * study.cost(truth, estimator, n))
@@ -97,66 +85,36 @@ def seconds_per_fit(study: Study, rows: pd.DataFrame) -> Callable[[str, str, int
 
 
 def _large_batches(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the batches less than half as large as the largest of their cell and size: what all share weighs there.
+    """Without the batches less than half as large as the largest of their size: what all share weighs there.
 
     Rows of one batch tell the same time.
     """
-    place = ["truth", "estimator", "n"]
-    size = rows.groupby([*place, "cpu_seconds"]).cpu_seconds.transform("size")
-    return rows[2 * size >= size.groupby([rows[name] for name in place]).transform("max")]
-
-
-def _rate(study: Study, own: pd.DataFrame) -> float:
-    relative = [study.cost(*key) for key in zip(own.truth, own.estimator, own.n, strict=True)]
-    return float(own.cpu_seconds.sum() / sum(relative))
-
-
-def scatter(errors: Mapping[int, np.ndarray], statistic: str) -> dict[int, float]:
-    """n -> c: sqrt(R) times the standard error of the log of the statistic over R replicates.
-
-    >>> scatter({7: np.array([1.0, 3.0])}, "mean") == {7: math.sqrt(2) / 2}
-    True
-    """
-    if statistic == "median":
-        positive = {n: e[e > 0] for n, e in errors.items()}
-        quartiles = {n: np.quantile(np.log(e), [0.25, 0.75]) for n, e in positive.items() if len(e) > 1}
-        return {n: math.sqrt(math.pi / 2) * float(high - low) / 1.349 for n, (low, high) in quartiles.items()}
-    return {n: float(e.std(ddof=1) / e.mean()) for n, e in errors.items() if len(e) > 1 and e.mean() > 0}
-
-
-def slope_stderr(sizes: Sequence[int], spread: Mapping[int, float], replicates: int) -> float:
-    """Standard error of a slope on these sizes; those without a spread take the root mean square of the others'."""
-    log_n = np.log(np.array(sizes, float))
-    weights = (log_n - log_n.mean()) / np.square(log_n - log_n.mean()).sum()
-    common = math.sqrt(np.mean(np.square(list(spread.values()))))
-    squares = np.square([spread.get(n, common) for n in sizes])
-    return float(np.sqrt((np.square(weights) * squares).sum() / replicates))
+    size = rows.groupby(["n", "cpu_seconds"]).cpu_seconds.transform("size")
+    return rows[2 * size >= size.groupby(rows.n).transform("max")]
 
 
 # ------------------------------------------------------------------------------------------------ plan
 
 
-def _spreads(study: Study, rows: pd.DataFrame) -> list[tuple[Cell, Quantity, dict[int, float]]]:
-    """Cell, quantity and scatter in the window, where the rows tell it."""
+def _spreads(cells: Sequence[Cell]) -> list[tuple[CellSummary, dict[int, float]]]:
+    """Each quantity of each cell and its scatter in the window, where the rows tell it."""
     found = []
-    inside = rows[rows.n.between(*study.window)]
-    for cell in study.cells:
-        own = inside[(inside.truth == cell[0]) & (inside.estimator == cell[1])]
-        for quantity in study.quantities(*cell):
-            spread = scatter(by_size(own, quantity.column), quantity.statistic)
-            if spread:
-                found.append((cell, quantity, spread))
+    for summary in all_summaries(cells):
+        low, high = summary.cell.window
+        inside = {n: errors for n, errors in summary.errors.items() if low <= n <= high}
+        if spread := scatter(inside, summary.quantity.statistic):
+            found.append((summary, spread))
     return found
 
 
-def plan(
+def plan_study(
     study: Study,
-    rows: pd.DataFrame,
+    cells: Sequence[Cell],
     done: set[tuple[str, str, int, int]],
     jobs: int = 1,
     width: float | None = None,
 ) -> Plan:
-    """What is left of a study and how sharp it will be, by rows that `pilot.sufficient` accepts.
+    """What is left of a study and how sharp it will be, by cells whose rows `pilot.sufficient` accepts.
 
     `done` are the coordinates of rows that a run need not compute. `width`: also the designs whose 95 % intervals are
     at most that wide, for every slope that is predicted. Raises InputError for jobs < 1 and a width that is not
@@ -164,20 +122,20 @@ def plan(
     """
     require(jobs >= 1, f"--jobs needs at least one worker: got {jobs}.")
     check_width(width)
-    seconds, spreads = seconds_per_fit(study, rows), _spreads(study, rows)
+    seconds, spreads = seconds_per_fit(study, cells), _spreads(cells)
     left = runner.missing_batches(study, done)
     fits = sum(len(batch.replicates) for batch in left)
     each = [len(batch.replicates) * seconds(batch.truth, batch.estimator, batch.n) for batch in left]
     return Plan(
-        study.name,
-        len(study.cells) * len(study.sizes) * study.replicates,
-        fits,
-        sum(each) / 3600,
-        max(sum(each) / jobs, max(each, default=0.0)) / 3600,
-        jobs,
-        len(rows),
-        tuple(_slope_plan(study, *found) for found in spreads),
-        () if width is None else designs(study, spreads, seconds, width),
+        study=study.name,
+        fits=len(study.cells) * len(study.sizes) * study.replicates,
+        left=fits,
+        core_hours=sum(each) / 3600,
+        wall_hours=max(sum(each) / jobs, max(each, default=0.0)) / 3600,
+        jobs=jobs,
+        evidence=sum(cell.ends.fits for cell in cells),
+        slopes=tuple(_slope_plan(study, *found) for found in spreads),
+        wanted=() if width is None else designs(study, spreads, seconds, width),
     )
 
 
@@ -189,10 +147,19 @@ def check_width(width: float | None) -> None:
     )
 
 
-def _slope_plan(study: Study, cell: Cell, quantity: Quantity, spread: dict[int, float]) -> SlopePlan:
+def _slope_plan(study: Study, summary: CellSummary, spread: dict[int, float]) -> SlopePlan:
     error = slope_stderr(_inside(study.sizes, study.window), spread, study.replicates)
     common = math.sqrt(np.mean(np.square(list(spread.values()))))
-    return SlopePlan(*cell, quantity.name, quantity.slope, common, error, WIDTH * error)
+    cell, quantity = summary.cell, summary.quantity
+    return SlopePlan(
+        truth=cell.truth,
+        estimator=cell.estimator,
+        loss=quantity.name,
+        predicted_slope=quantity.slope,
+        scatter=common,
+        stderr=error,
+        width=WIDTH * error,
+    )
 
 
 def _inside(sizes: Sequence[int], window: tuple[int, int]) -> list[int]:
@@ -201,7 +168,7 @@ def _inside(sizes: Sequence[int], window: tuple[int, int]) -> list[int]:
 
 def designs(
     study: Study,
-    spreads: Sequence[tuple[Cell, Quantity, dict[int, float]]],
+    spreads: Sequence[tuple[CellSummary, dict[int, float]]],
     seconds: Callable[[str, str, int], float],
     width: float,
 ) -> tuple[Design, ...]:
@@ -209,13 +176,13 @@ def designs(
 
     The latter lie behind the last, with a window that reaches to them, and are there if they are cheaper.
     """
-    judged = [found for found in spreads if found[1].slope is not None] or list(spreads)
+    judged = [found for found in spreads if found[0].quantity.slope is not None] or list(spreads)
     require(
         bool(judged), f"study {study.name}: no slope to plan for, as no quantity has a positive error in the window."
     )
 
     def design(sizes: tuple[int, ...], window: tuple[int, int]) -> Design:
-        single = WIDTH * max(slope_stderr(_inside(sizes, window), spread, 1) for _, _, spread in judged)
+        single = WIDTH * max(slope_stderr(_inside(sizes, window), spread, 1) for _, spread in judged)
         replicates = max(2, math.ceil((single / width) ** 2 * (1 - 1e-12)))
         once = sum(seconds(*cell, n) for cell in study.cells for n in sizes)
         return Design(sizes, window, replicates, single / math.sqrt(replicates), replicates * once / 3600)
@@ -238,28 +205,30 @@ def _ladders(study: Study) -> list[tuple[tuple[int, ...], tuple[int, int]]]:
 # ------------------------------------------------------------------------------------------------ words
 
 
-def render(forecast: Plan, study: Study, source: str) -> str:
+SLOPES = {
+    **PLACE,
+    "predicted": "the power of n that theory predicts; - where it predicts none",
+    "scatter": "standard error of the log of the statistic at one n, times the root of the replicates",
+    "s.e.": "standard error that the slope will have with the study's sizes and replicates",
+    "95 % width": "width of the 95 % interval of the slope",
+}
+
+
+def _slope_line(slope: SlopePlan) -> tuple[str, ...]:
+    predicted = "-" if slope.predicted_slope is None else f"{slope.predicted_slope:g}"
+    numbers = f"{slope.scatter:.2f}", f"{slope.stderr:.4f}", f"{slope.width:.4f}"
+    return (slope.truth, slope.estimator, slope.loss, predicted, *numbers)
+
+
+def plan_text(forecast: Plan, study: Study, source: str) -> str:
     """The plan in words and a table."""
-    head = ("truth", "estimator", "loss", "predicted", "scatter", "s.e. of the slope", "95 % width")
-    cells = [
-        (
-            s.truth,
-            s.estimator,
-            s.loss,
-            "-" if s.predicted_slope is None else f"{s.predicted_slope:g}",
-            f"{s.scatter:.2f}",
-            f"{s.stderr:.4f}",
-            f"{s.width:.4f}",
-        )
-        for s in forecast.slopes
-    ]
     lines = [
         f"{forecast.study}: {forecast.fits} fits, {forecast.left} of them to be computed",
         f"cost  {_hours(forecast.core_hours)} of one core beside the cells' limits, "
         f"{_hours(forecast.wall_hours)} with {forecast.jobs} workers",
         f"from  {source}",
         "",
-        aligned([head, *cells]),
+        explained(SLOPES, map(_slope_line, forecast.slopes)),
     ]
     return "\n".join([*lines, *_wanted(forecast.wanted, study)])
 

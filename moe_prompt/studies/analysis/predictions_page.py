@@ -1,28 +1,22 @@
 r"""What theory predicts beside what was measured, as a Markdown page that is made and not written.
 
 For every family of :data:`moe_prompt.theory.families.FAMILIES` its condition, its rates and their constants, computed;
-beside them the slopes of the studies whose cells belong to it. A cell belongs to a family by the name of its truth:
-
-    a family's name, with ", L = 2" behind it or not      a short name of :data:`moe_prompt.theory.families.EXPERTS`
-
-and it is over-specified where the estimator is called "L' = 3" with more atoms than the truth. Then the likelihood
+beside them the slopes of the studies whose cells belong to it, as the cells say themselves. Then the likelihood
 models, cell by cell, by what their studies say of themselves.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_prompt.errors import InputError
 from moe_prompt.studies.analysis.captions import caption
-from moe_prompt.studies.analysis.summaries import CellSummary, summarize
+from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries, cells_of
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
 from moe_prompt.studies.running import archive
-from moe_prompt.theory.families import EXPERTS, FAMILIES
 from moe_prompt.theory.report import FamilyReport
 
 NOT_MEASURED = "not measured"
@@ -33,40 +27,15 @@ class Measured:
     """A study and what its exported rows say; no cells where there are none."""
 
     study: Study
-    cells: tuple[CellSummary, ...] = ()
+    cells: tuple[Cell, ...] = ()
 
 
 def measured(study: Study, folder: Path) -> Measured:
     """A study with its export in a folder, if that is there."""
     if not (folder / f"{study.name}.csv").exists():
         return Measured(study)
-    rows, notes, _ = archive.load_evidence(study, folder, exported=True)
-    return Measured(study, tuple(summarize(study, rows, notes)))
-
-
-def family_of(truth: str) -> str | None:
-    """The family that a truth's name tells.
-
-    >>> family_of("VAPT, tanh, L = 2"), family_of("vpt"), family_of("laplace")
-    ('VAPT, tanh', 'VPT, B injective', None)
-    """
-    name = re.sub(r", L = \d+$", "", truth)
-    if name in FAMILIES:
-        return name
-    return next((family for family, recipe in FAMILIES.items() if recipe is EXPERTS.get(truth)), None)
-
-
-def excess_atoms(truth: str, estimator: str) -> int | None:
-    """How many atoms more an estimator of the truth's own family has; None: it is of another, or does not say.
-
-    >>> excess_atoms("VAPT, tanh, L = 2", "L' = 3"), excess_atoms("vpt", "vpt"), excess_atoms("vpt", "vapt")
-    (1, 0, None)
-    """
-    if truth == estimator:
-        return 0
-    found = [re.search(pattern, name) for pattern, name in ((r", L = (\d+)$", truth), (r"^L' = (\d+)$", estimator))]
-    true, fitted = (int(match.group(1)) if match else None for match in found)
-    return None if true is None or fitted is None else fitted - true
+    rows, notes, _ = archive.load_rows(study, folder, exported=True)
+    return Measured(study, cells_of(study, rows, notes))
 
 
 # ------------------------------------------------------------------------------------------------ page
@@ -145,20 +114,15 @@ def _family(report: FamilyReport, studies: Sequence[Measured], figures: str) -> 
 
 def _beside(family: str, over: bool, studies: Sequence[Measured], figures: str) -> str:
     """The slopes of the first two quantities of a family's cells, a line for each cell."""
-    lines: dict[tuple[str, str, str], list[str]] = {}
+    lines = []
     for found in studies:
         for cell in found.cells:
-            excess = excess_atoms(cell.truth, cell.estimator)
-            if family_of(cell.truth) == family and excess is not None and (excess > 0) == over:
-                where = (found.study.name, cell.truth, cell.estimator)
-                lines.setdefault(where, []).append(f"{cell.loss} {_slope(cell)}")
-    cells = ((f"{_figure(name, figures)}{_atoms(*cell)}", slopes[:2]) for (name, *cell), slopes in lines.items())
-    return "<br>".join(f"{where}: {', '.join(slopes)}" for where, slopes in cells) or NOT_MEASURED
-
-
-def _atoms(truth: str, estimator: str) -> str:
-    number = re.search(r"L = \d+$", truth)
-    return f" ({number.group()}, {estimator})" if number else ""
+            relation = cell.relation
+            if relation.family == family and (relation.over_specified if over else relation.exact):
+                atoms = f" (L = {relation.true_atoms}, L' = {relation.fitted_atoms})" if over else ""
+                slopes = ", ".join(f"{summary.name} {_slope(summary)}" for summary in cell.summaries[:2])
+                lines.append(f"{_figure(found.study.name, figures)}{atoms}: {slopes}")
+    return "<br>".join(lines) or NOT_MEASURED
 
 
 def _studies(studies: Sequence[Measured], figures: str) -> str:
@@ -167,8 +131,9 @@ def _studies(studies: Sequence[Measured], figures: str) -> str:
 
 
 def _study(found: Measured, figures: str) -> tuple[str, ...]:
-    study, summaries = found.study, {(cell.truth, cell.estimator, cell.loss): cell for cell in found.cells}
-    shown = [c for c in study.cells if isinstance(study, LikelihoodStudy) or excess_atoms(*c) is not None]
+    study = found.study
+    summaries = {(s.cell.truth, s.cell.estimator, s.name): s for s in all_summaries(found.cells)}
+    shown = [c for c in study.cells if not study.relation(*c).misspecified]
     quantities = {cell: {q.name: q for q in study.quantities(*cell)} for cell in shown}
     names = list(dict.fromkeys(name for own in quantities.values() for name in own))
     rows = [("truth", "estimator", *names)]
@@ -176,7 +141,7 @@ def _study(found: Measured, figures: str) -> tuple[str, ...]:
         rows.append((*cell, *(_against(own.get(name), summaries.get((*cell, name))) for name in names)))
     head = f"**{_figure(study.name, figures)}**:" if found.cells else f"**{study.name}**, claimed and not measured yet:"
     parts = (f"{head} {study.claim}.", _markdown(rows))
-    return (*parts, caption(study, list(found.cells))) if found.cells else parts
+    return (*parts, caption(study, found.cells)) if found.cells else parts
 
 
 def _against(quantity: Quantity | None, cell: CellSummary | None) -> str:
@@ -187,7 +152,7 @@ def _against(quantity: Quantity | None, cell: CellSummary | None) -> str:
     if cell is None:
         return f"{NOT_MEASURED} ({predicted})"
     over = "" if cell.over_prediction is None else f"; {cell.over_prediction:.2f}"
-    return f"{_slope(cell)}{' median' * (cell.statistic == 'median')} ({predicted}{over})"
+    return f"{_slope(cell)}{' median' * (quantity.statistic == 'median')} ({predicted}{over})"
 
 
 def _slope(cell: CellSummary) -> str:

@@ -18,6 +18,11 @@ class RateFit:
     stderr: float
     intercept: float
 
+    @property
+    def error(self) -> float | None:
+        """The standard error; None where a single replicate tells nothing of it."""
+        return self.stderr if np.isfinite(self.stderr) else None
+
     def line(self, n: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.exp(self.intercept) * np.asarray(n, float) ** self.slope
 

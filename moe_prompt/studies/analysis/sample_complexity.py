@@ -16,27 +16,26 @@ bootstrap over the replicates of every size, widened for small samples (arXiv 14
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from moe_prompt.errors import choose, require
-from moe_prompt.studies.analysis.rate_fit import RateFit, fit_rate
-from moe_prompt.studies.analysis.summaries import aligned, by_size
-from moe_prompt.studies.base import Quantity, Study
+from moe_prompt.studies.analysis.cells import Cell, CellSummary, Errors, all_summaries
+from moe_prompt.studies.analysis.rate_fit import RateFit
+from moe_prompt.studies.analysis.tables import PLACE, explained
+from moe_prompt.studies.base import Study
 
 INTERPOLATED, EXTRAPOLATED = "between sizes", "extrapolated"
 BELOW, NEVER, NOT_REACHED = "below at the smallest n", "never at this floor", "not reached"
 RESAMPLES = 2000
 LARGE = 1e300  # an n beyond is no number
 FURTHEST = 1e6  # times the largest size: nobody knows that the line goes on
-Errors = Mapping[int, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,7 @@ class NeededSize:
         return asdict(self)
 
 
-def needed_sizes(
-    study: Study, rows: pd.DataFrame, notes: Mapping[str, Any], target: float, loss: str | None = None
-) -> list[NeededSize]:
+def needed_sizes(study: Study, cells: Iterable[Cell], target: float, loss: str | None = None) -> list[NeededSize]:
     """n(target) for every cell and quantity that has rows, or for the quantities named `loss` alone.
 
     `target` is in the units of the quantity. Raises InputError unless it is positive and finite, and for a loss that
@@ -76,42 +73,30 @@ def needed_sizes(
     names = {q.name: q for cell in study.cells for q in study.quantities(*cell)}
     if loss is not None:
         choose("loss", loss, names)
-    found = []
-    for truth, estimator in study.cells:
-        own = rows[(rows.truth == truth) & (rows.estimator == estimator)]
-        limits = notes.get(f"limits {truth} {estimator}", {})
-        for quantity in study.quantities(truth, estimator):
-            errors = by_size(own, quantity.column) if len(own) else {}
-            if errors and loss in (None, quantity.name):
-                found.append(_needed((truth, estimator), quantity, errors, limits, target, study.window))
-    return found
+    asked = [summary for summary in all_summaries(cells) if loss in (None, summary.name) and summary.errors]
+    return [_needed(summary, target) for summary in asked]
 
 
-def _needed(
-    cell: tuple[str, str],
-    quantity: Quantity,
-    errors: Errors,
-    limits: Mapping[str, Any],
-    target: float,
-    window: tuple[int, int],
-) -> NeededSize:
-    floor = (limits.get("floor") or None) if quantity.slope is None else None
-    fit = fit_rate(errors, window, quantity.statistic)
+def _needed(summary: CellSummary, target: float) -> NeededSize:
+    cell, quantity, errors, fit = summary.cell, summary.quantity, summary.errors, summary.fit
+    floor = cell.floor if quantity.slope is None else None
     falls = quantity.slope is not None and fit is not None and fit.slope < -3 * fit.stderr  # no theory, no line
-    log_n, interval = crossing(errors, target, quantity.statistic, fit if falls else None, window)
+    log_n, interval = crossing(errors, target, quantity.statistic, fit if falls else None, cell.window)
     how = _how(log_n, max(errors), floor, target)
+    low, high = (None, None) if how == NEVER else map(_size, interval)
     return NeededSize(
-        *cell,
-        quantity.name,
-        quantity.statistic,
-        target,
-        how,
-        _size(log_n),
-        None if how == NEVER else _size(interval[0]),
-        None if how == NEVER else _size(interval[1]),
-        _predicted(quantity, limits, target),
-        floor,
-        (min(errors), max(errors)),
+        truth=cell.truth,
+        estimator=cell.estimator,
+        loss=quantity.name,
+        statistic=quantity.statistic,
+        target=target,
+        how=how,
+        n=_size(log_n),
+        low=low,
+        high=high,
+        predicted=_predicted(summary, target),
+        floor=floor,
+        measured=(min(errors), max(errors)),
     )
 
 
@@ -127,11 +112,12 @@ def _how(log_n: float, largest: int, floor: float | None, target: float) -> str:
     return INTERPOLATED if log_n <= np.log(largest) else EXTRAPOLATED
 
 
-def _predicted(quantity: Quantity, limits: Mapping[str, Any], target: float) -> float | None:
-    constant = limits.get(quantity.constant) if quantity.constant else None
-    if not constant or not quantity.slope:
+def _predicted(summary: CellSummary, target: float) -> float | None:
+    """The n at which constant * n^slope is the target."""
+    constant, slope = summary.constant, summary.quantity.slope
+    if constant is None or not slope:
         return None
-    log_n = math.log(target / constant) / quantity.slope
+    log_n = math.log(target / constant) / slope
     return math.exp(log_n) if log_n < math.log(LARGE) else None
 
 
@@ -211,21 +197,23 @@ def _slopes(log_n: np.ndarray, logs: np.ndarray, window: tuple[int, int]) -> np.
     return slopes
 
 
-def table(sizes: list[NeededSize]) -> str:
-    """The needed sizes as aligned text, with a sentence on how they were found."""
-    head = ("truth", "estimator", "loss", "of", "n", "95 % interval", "how", "predicted n")
-    rows = [head, *(_cells(size) for size in sizes)]
-    return f"{aligned(rows)}\n\n{_HOW_FOUND}"
+def needed_sizes_table(sizes: list[NeededSize]) -> str:
+    """The needed sizes as text in columns, and what the columns mean."""
+    return explained(SIZES, map(_line, sizes))
 
 
-_HOW_FOUND = (
-    "Between sizes: straight lines on log axes through the falling curve nearest to the measured one. Extrapolated: "
-    "along the slope fitted on the study's window, where theory predicts one and no larger n was run. Intervals: "
-    "bootstrap over replicates."
-)
+SIZES = {
+    **PLACE,
+    "of": "the statistic over replicates that falls to the target",
+    "n": "the sample size at which it does",
+    "95 % interval": "of n, from a bootstrap over replicates",
+    "how": "between sizes: on straight lines, on log axes, along the falling curve nearest to the measured one; "
+    "extrapolated: along the fitted slope, beyond the largest n that was run",
+    "predicted n": "where theory's line reaches the target; - where theory gives no line",
+}
 
 
-def _cells(size: NeededSize) -> tuple[str, ...]:
+def _line(size: NeededSize) -> tuple[str, ...]:
     how = f"{size.how} of {size.floor:.3g}" if size.how == NEVER else size.how
     smallest, largest = size.measured
     missing = f"<= {smallest:,}" if size.how == BELOW else "-" if size.how == NEVER else f"> {largest:,}"

@@ -18,7 +18,8 @@ from moe_prompt.likelihood.expectation_maximization import ExpectationMaximizati
 from moe_prompt.likelihood.models import GatedMixture
 from moe_prompt.likelihood.population import MixturePopulation
 from moe_prompt.likelihood.starts import MixtureStarts
-from moe_prompt.studies.base import DATA, STARTS, Limits, Quantity, Study
+from moe_prompt.studies.base import DATA, STARTS, Limits, Quantity, Relation, Study
+from moe_prompt.studies.kinds.relations import mixture_relation
 from moe_prompt.studies.kinds.scoring import Columns, rows_of
 
 SEARCH = 30_000  # observations whose fit costs as much as the search from random starts at the first rung
@@ -124,6 +125,9 @@ class LikelihoodStudy(Study):
 
     def _model(self, truth: str, estimator: str) -> GatedMixture:
         return self.contenders[estimator].fitted(self.truths[truth], self.sizes[0])
+
+    def relation(self, truth: str, estimator: str) -> Relation:
+        return mixture_relation(self.truths[truth].at(self.sizes[0]).model, self._model(truth, estimator))
 
     def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
         population = self.truths[truth].at(self.sizes[0])

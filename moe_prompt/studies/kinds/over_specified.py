@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,14 +20,16 @@ from moe_prompt.estimation.base import Estimator
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
 from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.measures.losses import VoronoiLoss, first_moment_error, split_error
+from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Population
-from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
+from moe_prompt.studies.base import DATA, STARTS, Quantity, Relation, Study
 from moe_prompt.studies.kinds import scoring
+from moe_prompt.studies.kinds.relations import regression_relation
 from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.split_law import SplitLaw, split_law
 
 SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung
-LAW = "law of the split, from sigma_2's geometry"
+LAW = "predicted law of the split"
 SPLIT, MOMENT = "split error  $t$", "masses and first moments"
 FUNCTION, LOSS = r"$|\hat f-f_*|_{L_2}$", "Voronoi loss D"
 
@@ -92,29 +95,35 @@ class OverSpecifiedStudy(Study):
     def content(self) -> Any:
         return (self.truths, self.extra, self.estimator, self.starts, self.seed, self.nodes)
 
+    def title(self, truth: str, estimator: str) -> str:
+        return truth
+
+    def fitted(self, truth: str) -> RegressionModel:
+        """The truth's family with `extra` atoms more."""
+        own = self.truths[truth].model
+        return own.with_atoms(own.num_atoms + self.extra)
+
+    def relation(self, truth: str, estimator: str) -> Relation:
+        population = self.truths[truth]
+        return regression_relation(population.model, self.fitted(truth), population.family)
+
     def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
         smooth, known = truth in self.smooth, truth not in self.kinked
+        why = "no rate, as σ₂ = 0" if known else "no rate at a kink"
+        quantity = partial(Quantity, prediction=LAW, why=why)
         return (
-            Quantity("parameter_loss", LOSS, -0.5 if smooth else None, "loss_constant", short="D", prediction=LAW),
-            Quantity("split_error", SPLIT, -0.25 if smooth else None, "split_constant", short="split", prediction=LAW),
-            Quantity(
-                "first_moment_error",
-                MOMENT,
-                -0.5 if known else None,
-                "moment_constant",
-                short="moments",
-                prediction=LAW,
-            ),
-            Quantity("function_error", FUNCTION, -0.5, "function_constant", short="function", prediction=LAW),
+            quantity("parameter_loss", LOSS, -0.5 if smooth else None, "loss_constant", short="D"),
+            quantity("split_error", SPLIT, -0.25 if smooth else None, "split_constant", short="split"),
+            quantity("first_moment_error", MOMENT, -0.5 if known else None, "moment_constant", short="moments"),
+            quantity("function_error", FUNCTION, -0.5, "function_constant", short="function"),
         )
 
     def cost(self, truth: str, estimator: str, n: int) -> float:
-        model = self.truths[truth].model.with_atoms(self.truths[truth].model.num_atoms + self.extra)
-        return float((n + SEARCH) * (model.num_parameters + 5) * self.extra)
+        return float((n + SEARCH) * (self.fitted(truth).num_parameters + 5) * self.extra)
 
     def limits(self, truth: str, estimator: str) -> OverLimits:
         population = self.truths[truth]
-        s, p = population.noise, population.model.with_atoms(population.model.num_atoms + self.extra).num_parameters
+        s, p = population.noise, self.fitted(truth).num_parameters
         if truth not in self.smooth:
             return OverLimits(p, s)
         law: SplitLaw = split_law(LocalGeometry.of(population, self.nodes), self.extra)
@@ -137,8 +146,7 @@ class OverSpecifiedStudy(Study):
     def fit_batch(
         self, truth: str, estimator: str, n: int, replicates: tuple[int, ...], limits: OverLimits
     ) -> list[dict[str, Any]]:
-        population = self.truths[truth]
-        model = population.model.with_atoms(population.model.num_atoms + self.extra)
+        population, model = self.truths[truth], self.fitted(truth)
         rngs = {stream: [self.rng(truth, n, r, stream) for r in replicates] for stream in (DATA, STARTS)}
         data = population.sample(n, rngs[DATA])
         fit = self.estimator.fit(model, data, self.starts.starts(model, None, rngs[STARTS]))

@@ -12,10 +12,10 @@ from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import Initializer, Random
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Population
-from moe_prompt.studies.base import DATA, STARTS, Quantity, Study
-from moe_prompt.studies.fingerprint import fingerprint
+from moe_prompt.studies.base import DATA, STARTS, Quantity, Relation, Study
 from moe_prompt.studies.kinds import scoring
 from moe_prompt.studies.kinds.cell_limits import CellLimits, matched_limits, projection_limits
+from moe_prompt.studies.kinds.relations import regression_relation
 
 SEARCH = 50_000  # observations whose fit costs as much as the search from random starts at the first rung
 RISK = r"excess risk  E$|\hat f-f_*|^2$"
@@ -30,10 +30,10 @@ MATCHED = (
 class RateStudy(Study):
     """Error against n for every truth and every estimator.
 
-    Without `contenders` every truth is fitted by its own model. A cell is matched where truth and contender have the
-    same name: the same family, exact-specified. `nodes` is the
-    size of the quadrature for expectations under the covariates, `projection_starts` the number of starts from which
-    the best approximation of a truth by another family is sought.
+    Without `contenders` every truth is fitted by its own model. A cell is matched where the contender's model is the
+    truth's: the same family, exact-specified. `nodes` is the size of the quadrature for expectations under the
+    covariates, `projection_starts` the number of starts from which the best approximation of a truth by another family
+    is sought.
     """
 
     truths: Mapping[str, Population]
@@ -61,7 +61,7 @@ class RateStudy(Study):
             object.__setattr__(self, "contenders", {name: truth.model for name, truth in self.truths.items()})
         for name, model in self.contenders.items():
             require(
-                name not in self.truths or fingerprint(self.truths[name].model) == fingerprint(model),
+                name not in self.truths or self.matched(name, name),
                 f"study {self.name}: truth and estimator of one name are a matched cell and need the same model; "
                 f"those named {name} differ, rename one.",
             )
@@ -83,14 +83,19 @@ class RateStudy(Study):
     def quick(self) -> RateStudy:
         return replace(super().quick(), projection_starts=min(64, self.projection_starts))
 
+    def relation(self, truth: str, estimator: str) -> Relation:
+        population = self.truths[truth]
+        return regression_relation(population.model, self.contenders[estimator], population.family)
+
     def matched(self, truth: str, estimator: str) -> bool:
-        return truth == estimator
+        return self.relation(truth, estimator).exact
 
     def quantities(self, truth: str, estimator: str) -> tuple[Quantity, ...]:
-        return MATCHED if self.matched(truth, estimator) else (Quantity("excess_risk", RISK),)
-
-    def title(self, truth: str, estimator: str) -> str:
-        return super().title(truth.upper(), estimator.upper())
+        return (
+            MATCHED
+            if self.matched(truth, estimator)
+            else (Quantity("excess_risk", RISK, why="no rate: another model"),)
+        )
 
     def cost(self, truth: str, estimator: str, n: int) -> float:
         return float((n + SEARCH) * (self.contenders[estimator].num_parameters + 5))

@@ -16,7 +16,7 @@ from moe_prompt.studies.running.database import Results, columns_of
 FORMATS = ("csv", "parquet")
 
 
-class Evidence(NamedTuple):
+class StudyRows(NamedTuple):
     """The rows of a study and what was noted beside them; `source` says where they were found."""
 
     rows: pd.DataFrame
@@ -28,7 +28,7 @@ def database(folder: Path, name: str) -> Path:
     return folder / f"{name}.sqlite"
 
 
-def load_evidence(study: Study, folder: Path, exported: bool = False) -> Evidence:
+def load_rows(study: Study, folder: Path, exported: bool = False) -> StudyRows:
     """Rows of this study, its sizes and replicates only, from the database in `folder` or else from an export there.
 
     With `exported`, from the export alone.
@@ -97,17 +97,17 @@ def restore(study: Study, folder: Path, results: Results) -> int:
     return len(rows)
 
 
-def _from_database(study: Study, folder: Path) -> Evidence | None:
+def _from_database(study: Study, folder: Path) -> StudyRows | None:
     path = database(folder, study.name)
     if not path.exists():
         return None
     results = Results(path, study.columns)
     rows, notes = results.frame(study.key), results.notes(study.key)
     results.close()
-    return Evidence(rows, notes, path) if len(rows) else None
+    return StudyRows(rows, notes, path) if len(rows) else None
 
 
-def _from_export(study: Study, folder: Path) -> Evidence | None:
+def _from_export(study: Study, folder: Path) -> StudyRows | None:
     table, about = folder / f"{study.name}.csv", folder / f"{study.name}.json"
     if not (table.exists() and about.exists()):
         return None
@@ -128,7 +128,7 @@ def _from_export(study: Study, folder: Path) -> Evidence | None:
         len(rows) == provenance["fits"],
         f"{table} has {len(rows)} of the {provenance['fits']} rows that {about.name} tells of: export the study again.",
     )
-    return Evidence(rows, provenance["notes"], table)
+    return StudyRows(rows, provenance["notes"], table)
 
 
 def _provenance(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> dict[str, Any]:

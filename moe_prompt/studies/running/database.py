@@ -39,6 +39,11 @@ def columns_of(judged: Mapping[str, str]) -> dict[str, str]:
     return {**PLACE, **judged, **FIT}
 
 
+def limits_note(truth: str, estimator: str) -> str:
+    """The name under which the limits of a cell are noted, in databases and in exports."""
+    return f"limits {truth} {estimator}"
+
+
 class Results:
     """The rows of studies in one SQLite file, a transaction per batch: a kill loses at most the batch in flight.
 

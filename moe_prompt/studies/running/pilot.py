@@ -44,7 +44,7 @@ def sufficient(study: Study, rows: pd.DataFrame) -> bool:
 def known_basis(study: Study, folder: Path) -> Basis | None:
     """The rows in a folder, database or export, if they suffice."""
     try:
-        rows, _, source = archive.load_evidence(study, folder)
+        rows, _, source = archive.load_rows(study, folder)
     except InputError:
         return None
     if not sufficient(study, rows):
@@ -66,7 +66,7 @@ def pilot_basis(study: Study, folder: Path, progress: Progress = lambda fits, co
         archive.restore(study, folder, results)  # which does nothing once the pilot's rows are there
         results.note(study.key, "environment", provenance.environment())
         sizes = pilot(study, results, progress=progress)
-        rows, _, source = archive.load_evidence(study, folder)
+        rows, _, source = archive.load_rows(study, folder)
         words = f"{len(rows)} rows of {source}, after a pilot at n = {', '.join(map(str, sizes))}: costs beyond follow "
         return Basis(rows, results.done(study.key), words + "the study's own estimate")
     finally:

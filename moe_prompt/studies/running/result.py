@@ -16,8 +16,9 @@ import pandas as pd
 
 from moe_prompt import provenance
 from moe_prompt.errors import require
-from moe_prompt.studies.analysis import summaries
 from moe_prompt.studies.analysis.captions import caption
+from moe_prompt.studies.analysis.cells import Cell, cells_of
+from moe_prompt.studies.analysis.tables import cells_table
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.loading import load
 from moe_prompt.studies.running import archive, runner
@@ -44,17 +45,17 @@ class StudyResult:
     def load(cls, study: Study | str, folder: str | Path) -> StudyResult:
         """The rows that a folder has of a study, from its database or from an export; InputError if it has none."""
         study = load(study) if isinstance(study, str) else study
-        rows, notes, _ = archive.load_evidence(study, Path(folder))
+        rows, notes, _ = archive.load_rows(study, Path(folder))
         return cls(study, rows, notes)
 
     @cached_property
-    def cells(self) -> list[summaries.CellSummary]:
-        """Every cell and quantity: slopes with standard errors, what was measured over what was predicted."""
-        return summaries.summarize(self.study, self.rows, self.notes)
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell that has rows: slopes with standard errors, and what was measured over what was predicted."""
+        return cells_of(self.study, self.rows, self.notes)
 
     def table(self) -> str:
-        """The cells as aligned text."""
-        return summaries.table(self.cells)
+        """The cells as aligned text, with a line on every column."""
+        return cells_table(self.cells)
 
     def caption(self) -> str:
         """What the rows say, in sentences."""
@@ -62,9 +63,9 @@ class StudyResult:
 
     def plot(self) -> Figure:
         """Error against n with the lines that theory draws, as a matplotlib figure."""
-        from moe_prompt.plotting.study_figure import draw  # drawing is loaded when asked for, and not before
+        from moe_prompt.plotting.study_figure import draw_study  # drawing is loaded when asked for, and not before
 
-        return draw(self.study, self.rows, self.notes)
+        return draw_study(self.study, self.cells)
 
     def export(self, folder: str | Path, format: str = "csv") -> list[Path]:
         """Write the rows as CSV or Parquet and their provenance as JSON; the paths of both."""

@@ -18,10 +18,9 @@ import torch
 
 from moe_prompt.errors import InputError
 from moe_prompt.studies.base import Limits, Study
-from moe_prompt.studies.running.database import Results, Row
+from moe_prompt.studies.running.database import Results, Row, limits_note
 
 BATCH_SAMPLES = 400_000  # observations in a batch: some hundred megabytes, some seconds
-Cell = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def run(
     limits = {cell: study.limits(*cell) for cell in sorted({(b.truth, b.estimator) for b in batches})}
     known = results.notes(study.key)
     for cell, limit in limits.items():
-        name, found = "limits " + " ".join(cell), limit.to_dict()
+        name, found = limits_note(*cell), limit.to_dict()
         if name not in known or study.better(known[name], found):
             results.note(study.key, name, found)
     progress(0, 0.0, total)
@@ -83,7 +82,7 @@ def run(
 
 
 def _compute(
-    study: Study, limits: dict[Cell, Limits], batches: list[Batch], jobs: int, dask: str | None
+    study: Study, limits: dict[tuple[str, str], Limits], batches: list[Batch], jobs: int, dask: str | None
 ) -> Iterator[tuple[Batch, list[Row]]]:
     work = [joblib.delayed(fit_batch)(study, limits[batch.truth, batch.estimator], batch) for batch in batches]
     if jobs == 1 and dask is None:

@@ -1,169 +1,167 @@
-"""What captions of over-specified studies and of any study say, on rows whose every number is planted."""
+"""What captions say on rows whose every number is planted: the numbers, and when the verdict is there."""
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from moe_prompt.studies.analysis.captions import caption
-from moe_prompt.studies.analysis.summaries import summarize
-from moe_prompt.studies.loading import load
-from moe_prompt.studies.running.archive import load_evidence
+from moe_prompt.studies.analysis.captions import caption, counts
+from moe_prompt.studies.analysis.cells import all_summaries, cells_of
+from tests.builders import planted_rows, small_study
 from tests.builders.planted_over import NOTES, PLAIN_NOTES, REPLICATES, SIZES, over, plain, planted_over, planted_plain
 
-ROWS = planted_over()
-RESULTS = Path(__file__).parents[3] / "experiments" / "results"
-NUMBER = r"(-?\d+\.\d+)"
+OVER = planted_over()
+RATES = planted_rows.planted_rows(small_study.study)
+VERDICT = "expressiveness"
 
 
-def said(rows=ROWS, notes=NOTES, study=over) -> str:
-    return caption(study, summarize(study, rows, notes))
+def said(rows: pd.DataFrame = RATES, notes=planted_rows.NOTES, study=small_study.study) -> str:
+    return caption(study, cells_of(study, rows, notes))
 
 
-def slopes(column: str, cells, rows=ROWS) -> list[float]:
-    """Of log mean on log n by NumPy, one per truth."""
-    found = []
-    for truth, _ in cells:
-        own = rows[rows.truth == truth]
-        means = [own[own.n == n][column].sum() / REPLICATES for n in SIZES]
-        found.append(float(np.polyfit(np.log(SIZES), np.log(means), 1)[0]))
-    return found
+def numbers(words: str) -> list[float]:
+    return [float(word.replace(",", "")) for word in re.findall(r"-?\d[\d,]*(?:\.\d+)?", words)]
 
 
-SMOOTH = [cell for cell in over.cells if cell[0] in over.smooth]
-LEVEL = [cell for cell in over.cells if cell[0] not in over.smooth]
+def changed(where: pd.Series, **values) -> pd.DataFrame:
+    rows = RATES.copy()
+    for name, value in values.items():
+        rows.loc[where, name] = value(rows.loc[where, name]) if callable(value) else value
+    return rows
 
 
-@pytest.mark.parametrize(
-    "what, column, constant, power",
-    [
-        ("The Voronoi loss", "parameter_loss", 2.4, "-0.5"),
-        ("The split error", "split_error", 2.5, "-0.25"),
-    ],
-)
-def test_predicted_cells_and_the_others_have_a_sentence_each(what, column, constant, power):
-    """Slopes, how many agree, the mean over the law: of smooth truths; the end of the 90 % quantile: of the other."""
-    words = said()
-    pattern = (
-        f"{what} has slopes from {NUMBER} to {NUMBER}, 3 of 3 within three standard errors of {power}; "
-        f"at n = 683 its mean is {NUMBER} to {NUMBER} times the predicted one. "
-        f"In the other cells it has slopes of {NUMBER}, none predicted; its 90 % "
-        f"quantile ends at {NUMBER} times where it began."
-    )
-    found = re.search(pattern, words)
-    assert found, words
-    low, high, least, most, other, ended = map(float, found.groups())
-    own, (level,) = slopes(column, SMOOTH), slopes(column, LEVEL)
-    assert (low, high) == pytest.approx((min(own), max(own)), abs=5e-4)
-    assert other == pytest.approx(level, abs=5e-4)
-    ratios = [
-        ROWS[(ROWS.truth == t) & (ROWS.n == 683)][column].mean() / constant * 683 ** -float(power) for t, _ in SMOOTH
+def sentences(words: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[a-z\d)])\. ", words) if part]
+
+
+# ------------------------------------------------------------------------------------------------ agreement
+
+
+def off_by(column: str, truth: str, errors: float) -> pd.DataFrame:
+    """One slope moved to so many errors from its prediction: scaling by n^x moves the slope and no error."""
+    (cell,) = [c for c in cells_of(small_study.study, RATES, planted_rows.NOTES) if c.truth == c.estimator == truth]
+    (found,) = [s for s in cell.summaries if s.quantity.column == column]
+    own = (RATES.truth == truth) & (RATES.estimator == truth)
+    shift = found.quantity.slope + errors * found.stderr - found.slope
+    return changed(own, **{column: RATES[column][own] * RATES.n[own] ** shift})
+
+
+@pytest.mark.parametrize("errors, met", [(2.9, True), (3.1, False), (-2.9, True), (-3.1, False)])
+def test_three_standard_errors_decide(errors, met):
+    words = said(off_by("parameter_loss", "vpt", errors))
+    assert numbers(words)[0] == (4 if met else 3)
+    assert (VERDICT in words) == met
+    assert ("parameter of vpt fitted to vpt data" in words) != met  # a slope that is off is named
+
+
+def test_slopes_errors_and_constants_are_those_of_the_rows():
+    summaries = [s for s in all_summaries(cells_of(small_study.study, RATES, planted_rows.NOTES)) if s.quantity.slope]
+    first, *_ = sentences(said())
+    errors = [round(s.stderr, 3) for s in summaries]
+    last = RATES[(RATES.n == 157) & (RATES.truth == RATES.estimator)].groupby("truth")[
+        ["parameter_loss", "excess_risk"]
     ]
-    assert (least, most) == pytest.approx((min(ratios), max(ratios)), abs=5e-3)
-    quantiles = [np.quantile(ROWS[(ROWS.truth == LEVEL[0][0]) & (ROWS.n == n)][column], 0.9) for n in (67, 683)]
-    assert ended == pytest.approx(quantiles[1] / quantiles[0], abs=5e-3)
+    mean = last.mean()
+    ratios = [
+        *(mean.parameter_loss["vpt"] / 3 * 157**0.5, mean.parameter_loss["vapt"] / 11 * 157**0.5),
+        *(mean.excess_risk["vpt"] / 2 * 157, mean.excess_risk["vapt"] / 7 * 157),
+    ]
+    expected = [4, min(errors), max(errors), 157, min(ratios), max(ratios)]
+    assert numbers(first) == pytest.approx(expected, abs=5.1e-3)
 
 
-def test_moments_and_functions_are_predicted_in_every_cell():
-    words = said()
-    assert re.search(
-        f"The drift of masses and first moments has slopes from {NUMBER} to {NUMBER}, 4 of 4 within three "
-        f"standard errors of -0.5; at n = 683 its mean is {NUMBER} to {NUMBER} times the predicted one",
-        words,
-    )
-    assert re.search(
-        f"The distance of functions has slopes from {NUMBER} to {NUMBER}, 4 of 4 within three standard errors "
-        f"of -0.5; at n = 683 its mean is {NUMBER} to {NUMBER} times the predicted one",
-        words,
-    )
+def test_law_of_splits_and_the_truths_without_one():
+    """14 slopes are predicted: four of three truths, two of the fourth, whose other two quantities stay."""
+    first, second = sentences(said(OVER, NOTES, over))
+    assert numbers(first)[0] == 14 and numbers(second)[1] == 683
+    level = OVER[OVER.truth == "prefix, L = 1"]
+    ends = [
+        np.quantile(level[level.n == 683][name], 0.9) / np.quantile(level[level.n == 67][name], 0.9)
+        for name in ("parameter_loss", "split_error")
+    ]
+    assert numbers(second)[2:4] == pytest.approx([min(ends), max(ends)], abs=5.1e-3)
+    grown = sentences(said(planted_over(held=3.0), NOTES, over))[1]
+    assert numbers(grown)[2:4] == pytest.approx([3.0, 3.0], rel=0.1)
+    assert len(sentences(said(OVER[OVER.truth.isin(over.smooth)], NOTES, over))) == 1
+
+
+def test_a_wrong_slope_is_counted():
+    rows = OVER.copy()
+    wrong = rows.truth == "VPT, L = 1"
+    rows.loc[wrong, "split_error"] *= rows.n[wrong] ** 0.1
+    assert numbers(said(rows, NOTES, over))[:2] == [13, 14]
+
+
+def test_a_study_of_no_kind():
+    words = said(planted_plain(), PLAIN_NOTES, plain)
+    miss, _ = cells_of(plain, planted_plain(), PLAIN_NOTES)[0].summaries
+    assert numbers(words)[:3] == pytest.approx([miss.slope, miss.stderr, -0.5], abs=5.1e-4)
+    assert miss.slope == pytest.approx(-0.5, abs=0.05)
+    few = said(planted_plain()[lambda r: r.n < 683], PLAIN_NOTES, replace(plain, window=(211, 683)))
+    assert "too few sizes" in few
+
+
+# ------------------------------------------------------------------------------------------- floors and verdict
+
+
+def test_floors_are_those_of_the_notes():
+    assert numbers(sentences(said())[1]) == [157, 1.01]
+    other = said(notes=planted_rows.NOTES | {"limits vpt vapt": {"floor": 0.2}})
+    assert numbers(sentences(other)[1]) == pytest.approx([157, 1.01, 0.23 * 1.01 / 0.2], abs=5.1e-4)
+
+
+def test_verdict_when_rates_and_floors_are_reached():
+    assert VERDICT in said()
+    assert VERDICT in said(planted_rows.planted_rows(small_study.study, over_floor=1.049))
+
+
+@pytest.mark.parametrize("over_floor", [1.051, 0.949, 2.0])
+def test_no_verdict_away_from_the_floor(over_floor):
+    assert VERDICT not in said(planted_rows.planted_rows(small_study.study, over_floor=over_floor))
+
+
+@pytest.mark.parametrize("slope", [-0.25, -0.7])
+def test_no_verdict_where_no_slope_is_as_predicted(slope):
+    words = said(planted_rows.planted_rows(small_study.study, slope=slope))
+    assert VERDICT not in words and numbers(words)[:2] == [0, 4]
+
+
+@pytest.mark.parametrize("missing", [("vpt", "vpt"), ("vapt", "vapt"), ("vpt", "vapt"), "matched", "others"])
+def test_no_verdict_before_every_cell_is_there(missing):
+    same = RATES.truth == RATES.estimator
+    gone = {"matched": same, "others": ~same}
+    where = gone[missing] if isinstance(missing, str) else (RATES.truth == missing[0]) & (RATES.estimator == missing[1])
+    assert VERDICT not in said(RATES[~where])
+
+
+def test_no_verdict_without_a_standard_error_a_floor_or_numbers():
+    single = replace(small_study.study, replicates=1)
+    assert VERDICT not in said(RATES[RATES.replicate == 0], study=single)
+    assert VERDICT not in said(notes={})
+    own = (RATES.truth == "vpt") & (RATES.estimator == "vpt")
+    assert VERDICT not in said(changed(own, parameter_loss=np.nan, excess_risk=np.nan))
+
+
+def test_few_sizes_have_no_slope():
+    words = said(RATES[RATES.n == 23])
+    assert "too few sizes" in words and VERDICT not in words
+
+
+# --------------------------------------------------------------------------------------------------- counts
 
 
 def test_fits_are_counted_once():
     """Every cell has four quantities and one set of fits."""
     cells = len(over.cells)
-    fits, ended = cells * len(SIZES) * REPLICATES, cells * len(SIZES)
-    assert said().endswith(
-        f"{fits} fits: 0 did not converge, {ended} ended on the boundary of the parameter box; all that gave a number "
-        "are counted. "
-        f"In {cells} the truth fits the data better; others may be at a local minimum, which that does not tell."
-    )
-    rows = ROWS.copy()
+    expected = [cells * len(SIZES) * REPLICATES, 0, cells * len(SIZES), cells, 67, 683]
+    assert numbers(counts(cells_of(over, OVER, NOTES))) == expected
+    rows = OVER.copy()
     rows.loc[rows.replicate < 2, "converged"] = 0
-    assert f"{2 * cells * len(SIZES)} did not converge" in said(rows)
+    assert numbers(counts(cells_of(over, rows, NOTES)))[1] == 2 * cells * len(SIZES)
 
 
-def test_a_wrong_slope_is_not_within_three_errors():
-    rows = ROWS.copy()
-    wrong = rows.truth == "VPT, L = 1"
-    rows.loc[wrong, "split_error"] *= rows.n[wrong] ** 0.1
-    assert "2 of 3 within three standard errors of -0.25" in said(rows) and "3 of 3" in said(rows)
-
-
-def test_where_splits_grow_the_quantile_says_so():
-    found = re.findall(f"quantile ends at {NUMBER} times", said(planted_over(held=3.0)))
-    assert len(found) == 2 and all(float(value) == pytest.approx(3.0, rel=0.1) for value in found)
-
-
-def test_smooth_alone_and_level_alone_have_one_sentence_each():
-    smooth, level = (said(ROWS[ROWS.truth.isin(over.smooth) == kept]) for kept in (True, False))
-    assert "none predicted" not in smooth and "In the other cells" not in smooth
-    assert level.startswith("The Voronoi loss has slopes") and level.count("none predicted") == 2
-
-
-def test_no_slopes_without_sizes():
-    words = said(ROWS[ROWS.n == 67])
-    assert "slopes" not in words and "160 fits" in words
-    assert "predicted one" not in said(notes={})
-
-
-# ---------------------------------------------------------------------------------------- a study of no kind
-
-
-def test_a_study_of_no_kind_has_a_sentence_per_quantity():
-    cells = summarize(plain, planted_plain(), PLAIN_NOTES)
-    miss, spread = cells
-    words = caption(plain, cells)
-    assert words == (
-        f"average on data from coin, miss: mean ~ n^({miss.slope:.3f} +- {miss.stderr:.3f}) (predicted -0.5). "
-        f"average on data from coin, spread: median ~ n^({spread.slope:.3f} +- {spread.stderr:.3f}). "
-        "120 fits: 0 did not converge, 3 ended on the boundary of the parameter box; "
-        "all that gave a number are counted."
-    )
-    assert miss.slope == pytest.approx(-0.5, abs=0.05) and spread.slope == pytest.approx(0, abs=1e-12)
-    single = caption(
-        plain, summarize(replace(plain, window=(211, 683)), planted_plain()[lambda r: r.n < 683], PLAIN_NOTES)
-    )
-    assert "miss: too few sizes or replicates in the window (211, 683) for a slope." in single
-
-
-# --------------------------------------------------------------------------------------- the committed studies
-
-
-@pytest.mark.parametrize("name, words", [("gates-top-k", ("boundary: median", "parameter: mean", "common_risk: mean"))])
-def test_the_gate_that_chooses_tells_every_slope_it_has(name, words):
-    """Three quantities, each with its own statistic, slope and prediction; fits are counted once."""
-    study = load(name)
-    rows, notes, _ = load_evidence(study, RESULTS, exported=True)
-    cells = summarize(study, rows, notes)
-    told = caption(study, cells)
-    for cell, start in zip(cells, words, strict=True):
-        assert f"{start} ~ n^({cell.slope:.3f} +- {cell.stderr:.3f}) (predicted {cell.predicted_slope:g})." in told
-    assert f"{len(rows)} fits: " in told and f"In {int(rows.missed.sum())} the truth fits the data better." in told
-
-
-def test_one_ratio_is_no_range():
-    study = load("softmax-gaussian")
-    rows, notes, _ = load_evidence(study, RESULTS, exported=True)
-    told = caption(study, summarize(study, rows, notes))
-    last = rows[(rows.estimator == "two") & (rows.n == 100_000)].voronoi_loss.median()
-    constant = notes["limits two two"]["voronoi_loss_constant"]
-    assert f"its median is {last / constant * 100_000**0.5:.2f} times the predicted one" in told
-
-
-def test_titles_say_what_is_fitted_to_what():
-    assert load("softmax-gaussian").title("two", "three") == "three experts fitted to two"
-    assert load("contaminated").title("near", "ml") == "maximum likelihood, near"
-    assert load("vpt-vs-vapt").title("vpt", "vapt") == "VAPT fitted to data from VPT"
-    assert plain.title("coin", "average") == "average fitted to data from coin"
+def test_at_most_three_sentences():
+    for words in (said(), said(OVER, NOTES, over), said(notes={}), said(planted_plain(), PLAIN_NOTES, plain)):
+        assert 1 <= len(sentences(words)) <= 3

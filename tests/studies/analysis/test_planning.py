@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.studies.analysis.planning import plan, render, seconds_per_fit
+from moe_prompt.studies.analysis.cells import cells_of, errors_by_size
+from moe_prompt.studies.analysis.planning import plan_study, plan_text, seconds_per_fit
 from moe_prompt.studies.analysis.rate_fit import fit_rate
-from moe_prompt.studies.analysis.summaries import by_size
 from moe_prompt.studies.base import Quantity
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import Results
@@ -23,6 +23,10 @@ MANY = replace(study, replicates=40)
 ROWS = planted_rows(MANY)
 
 
+def plan(of, rows, *words, **options):
+    return plan_study(of, cells_of(of, rows, {}), *words, **options)
+
+
 def test_every_slope_has_its_bootstrap_error():
     """40 replicates: 11 % for the formula's scatter and 5 % for the bootstrap, so 40 % is off once in a thousand."""
     found = plan(MANY, ROWS, set()).slopes
@@ -30,7 +34,7 @@ def test_every_slope_has_its_bootstrap_error():
     for slope in found:
         own = ROWS[(ROWS.truth == slope.truth) & (ROWS.estimator == slope.estimator)]
         column = {"parameter": "parameter_loss"}.get(slope.loss, slope.loss)
-        actual = fit_rate(by_size(own, column), study.window).stderr
+        actual = fit_rate(errors_by_size(own, column), study.window).stderr
         assert slope.stderr == pytest.approx(actual, rel=0.4, abs=1e-12)
         assert (slope.scatter > 0.05) == (slope.predicted_slope is not None) == (slope.truth == slope.estimator)
 
@@ -47,7 +51,7 @@ def test_cost_is_measured_where_it_was_and_scaled_where_not():
     rows["cpu_seconds"] = [2e-6 * study.cost(*place) for place in places]
     rows.loc[(rows.n == 23) & (rows.replicate >= 20), "cpu_seconds"] *= 3
     rows.loc[(rows.n == 23) & (rows.replicate < 4), "cpu_seconds"] *= 100  # a small batch, as of a pilot
-    seconds = seconds_per_fit(study, rows)
+    seconds = seconds_per_fit(study, cells_of(study, rows, {}))
     for truth, estimator in study.cells:
         unit = {n: 2e-6 * study.cost(truth, estimator, n) for n in study.sizes}
         small = unit[23] * (16 + 3 * 20) / 36
@@ -124,18 +128,18 @@ def test_a_pilot_foretells_the_cost_of_the_run(tmp_path):
         own = rows[(rows.truth == slope.truth) & (rows.estimator == slope.estimator)]
         column = {"parameter": "parameter_loss"}.get(slope.loss, slope.loss)
         if slope.predicted_slope is not None:  # 25 at two sizes: the scatter errs by 10 to 15 %
-            assert slope.stderr == pytest.approx(fit_rate(by_size(own, column), study.window).stderr, rel=0.6)
+            assert slope.stderr == pytest.approx(fit_rate(errors_by_size(own, column), study.window).stderr, rel=0.6)
 
 
 def test_words_and_json():
     forecast = plan(MANY, ROWS, set(), jobs=2, width=0.01)
-    words = render(forecast, MANY, "480 rows of here")
+    words = plan_text(forecast, MANY, "480 rows of here")
     assert "small: 480 fits, 480 of them to be computed" in words and "from  480 rows of here" in words
     assert re.search("cost  5 s of one core .*, 2 s with 2 workers", words)
     own, longer = forecast.wanted
     assert f"  {own.replicates} replicates: " in words
     assert f"  {longer.replicates} replicates, with n = {', '.join(map(str, longer.sizes[3:]))} added" in words
-    assert "intervals at most" not in render(plan(MANY, ROWS, set()), MANY, "")
+    assert "intervals at most" not in plan_text(plan(MANY, ROWS, set()), MANY, "")
     told = json.loads(json.dumps(forecast.to_dict(), allow_nan=False))
     assert told["left"] == 480 and len(told["slopes"]) == 6 and len(told["wanted"]) == 2
 

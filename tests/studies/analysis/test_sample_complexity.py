@@ -9,8 +9,10 @@ from scipy.stats import binom
 from sklearn.isotonic import isotonic_regression
 
 from moe_prompt.errors import InputError
+from moe_prompt.studies.analysis.cells import cells_of
 from moe_prompt.studies.analysis.rate_fit import fit_rate
-from moe_prompt.studies.analysis.sample_complexity import cross, crossing, fall, needed_sizes, table
+from moe_prompt.studies.analysis.sample_complexity import cross, crossing, fall, needed_sizes_table
+from moe_prompt.studies.analysis.sample_complexity import needed_sizes as sizes_of_cells
 from tests.builders.planted_rows import NOTES, planted_rows
 from tests.builders.small_study import study
 
@@ -24,6 +26,10 @@ def power_law(slope, constant=3.0, sd=0.0, replicates=7, seed=0):
     rng = np.random.default_rng(seed)
     scatter = (np.exp(sd * rng.standard_normal(replicates) - sd**2 / 2) for _ in SIZES)
     return {n: constant * n**slope * s for n, s in zip(SIZES, scatter, strict=True)}
+
+
+def needed_sizes(of, rows, notes, *words):
+    return sizes_of_cells(of, cells_of(of, rows, notes), *words)
 
 
 def only(sizes, truth, estimator, loss):
@@ -178,7 +184,7 @@ def test_nothing_is_told_of_a_million_times_the_largest_size():
     assert needed(3 * (157 * 1e5) ** -0.2, rows).how == "extrapolated"
     assert needed(3 * (157 * 1e9) ** -0.2, rows).how == "not reached"
     assert needed(1e-300, rows).n is needed(1e-300, rows).predicted is None
-    assert table([needed(3e-9, rows)]).splitlines()[1].split()[-1] == "1.0e+18"  # predicted: (3 / 3e-9)^2
+    assert needed_sizes_table([needed(3e-9, rows)]).splitlines()[1].split()[-1] == "1.0e+18"  # predicted: (3 / 3e-9)^2
 
 
 def test_failed_fits_do_not_count():
@@ -190,12 +196,14 @@ def test_failed_fits_do_not_count():
 def test_json_and_table_say_the_same():
     found = needed_sizes(study, ROWS, NOTES, 0.23)
     told = json.loads(json.dumps([s.to_dict() for s in found], allow_nan=False))
-    lines = table(found).splitlines()
+    lines = needed_sizes_table(found).splitlines()
     assert [cell["how"] in line for cell, line in zip(told, lines[1:], strict=False)] == [True] * 6
     words = (f"{told[0]['n']:,.0f}", f"{told[0]['low']:,.0f} to {told[0]['high']:,.0f}")
     assert all(f"  {word}  " in lines[1] for word in words)
     assert told[0]["measured"] == [23, 157] and "never at this floor of 0.23" in lines[3]
-    assert "<= 23" in table([needed(9.0)]) and "> 157" in table([needed(1e-9, planted_rows(study, slope=0.0))])
+    assert "<= 23" in needed_sizes_table([needed(9.0)]) and "> 157" in needed_sizes_table(
+        [needed(1e-9, planted_rows(study, slope=0.0))]
+    )
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])

@@ -21,7 +21,7 @@ from moe_prompt.likelihood.starts import Scattered
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.models.covariates import EvenGrid, Gaussian, Uniform
 from moe_prompt.studies import loading as studies
-from moe_prompt.studies.analysis.summaries import summarize
+from moe_prompt.studies.analysis.cells import all_summaries, cells_of
 from moe_prompt.studies.kinds.likelihood import Contender, Fixed, LikelihoodStudy, Truth
 from moe_prompt.studies.kinds.likelihood_scoring import ContaminatedJudge, SoftmaxGaussianJudge
 from moe_prompt.studies.running.database import Results
@@ -236,9 +236,9 @@ def test_a_study_with_a_moving_truth_reaches_the_bound(tmp_path):
     study = contaminated_study()
     rows, notes = finished(study, tmp_path)
     assert rows.converged.all() and not rows.missed.any() and (rows.offset < 1e-6).all()
-    cells = summarize(study, rows, notes)
-    assert [cell.loss for cell in cells] == ["beta", "exp_tau"] and all(cell.failed == 0 for cell in cells)
-    assert all(abs(cell.over_prediction - 1) < 0.75 for cell in cells)
+    (cell,) = cells_of(study, rows, notes)
+    assert [summary.name for summary in cell.summaries] == ["beta", "exp_tau"] and cell.ends.failed == 0
+    assert all(abs(summary.over_prediction - 1) < 0.75 for summary in cell.summaries)
     row = rows[(rows.n == 400) & (rows.replicate == 3)].iloc[0]
     population = study.truths["approaching"].at(400)
     data = population.sample(400, [study.rng("approaching", 400, 3, 0)])
@@ -270,7 +270,7 @@ def test_exact_and_over_specified_cells(tmp_path):
     assert (over.sort_values(["n", "replicate"]).objective.values
             < exact.sort_values(["n", "replicate"]).objective.values + 1e-6).all()  # fmt: skip
     assert {"voronoi_loss_constant", "hellinger_constant"} <= set(notes["limits two two"])
-    cells = {(c.estimator, c.loss): c for c in summarize(study, rows, notes)}
+    cells = {(s.cell.estimator, s.name): s for s in all_summaries(cells_of(study, rows, notes))}
     assert 0.7 < cells["two", "hellinger"].over_prediction < 1.4  # 20 replicates: standard error 0.07
     assert 0.5 < cells["two", "voronoi"].over_prediction < 2.0
     assert cells["three", "hellinger"].over_prediction is None
@@ -297,7 +297,7 @@ def test_failed_fits_are_counted(tmp_path):
     hasty = Contender(study.contenders["two"].starts, TWO, ExpectationMaximization(max_steps=1))
     study = replace(study, contenders={"two": hasty}, replicates=4)
     rows, notes = finished(study, tmp_path)
-    assert not rows.converged.any() and all(cell.failed == 8 for cell in summarize(study, rows, notes))
+    assert not rows.converged.any() and all(cell.ends.failed == 8 for cell in cells_of(study, rows, notes))
 
 
 def test_rows_depend_on_content_and_not_on_what_is_said_of_it():

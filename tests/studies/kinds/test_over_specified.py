@@ -16,7 +16,7 @@ from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.models.sampling import Population
-from moe_prompt.studies.analysis.summaries import summarize
+from moe_prompt.studies.analysis.cells import cells_of
 from moe_prompt.studies.base import DATA, STARTS
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import Results
@@ -174,14 +174,14 @@ def test_limits_are_the_law_at_the_noise_of_the_truth(stored):
 
 def test_summaries_divide_by_the_law(stored):
     rows, notes = stored
-    cells = [cell for cell in summarize(study, rows, notes) if cell.truth == "VPT, L = 1"]
+    (cell,) = [cell for cell in cells_of(study, rows, notes) if cell.truth == "VPT, L = 1"]
     limits = notes["limits VPT, L = 1 L' = 2"]
     own = rows[(rows.truth == "VPT, L = 1") & (rows.n == N)]
-    for cell, constant, power in zip(
-        cells, ("loss", "split", "moment", "function"), (-0.5, -0.25, -0.5, -0.5), strict=True
+    for summary, constant, power in zip(
+        cell.summaries, ("loss", "split", "moment", "function"), (-0.5, -0.25, -0.5, -0.5), strict=True
     ):
-        expected = own[cell.column].sum() / 3 / (limits[f"{constant}_constant"] * N**power)
-        assert cell.over_prediction == pytest.approx(expected, rel=1e-9)
+        expected = own[summary.quantity.column].sum() / 3 / (limits[f"{constant}_constant"] * N**power)
+        assert summary.over_prediction == pytest.approx(expected, rel=1e-9)
 
 
 def test_cost_grows_with_size_parameters_and_atoms():

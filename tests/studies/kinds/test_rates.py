@@ -169,8 +169,12 @@ def test_studies_that_cannot_be(change, words):
         replace(study, **change)
 
 
-def test_matched_by_name():
+def test_matched_by_model():
+    """Whatever truth and contender are called."""
     assert study.matched("vpt", "vpt") and not study.matched("vpt", "vapt")
+    renamed = replace(study, contenders={"ours": models["vpt"], "wider": models["vpt"].with_atoms(2)})
+    assert renamed.matched("vpt", "ours") and not renamed.matched("vpt", "wider")
+    assert renamed.quantities("vpt", "ours") == study.quantities("vpt", "vpt")
 
 
 def test_quick_without_sizes_of_its_own_still_has_a_slope():

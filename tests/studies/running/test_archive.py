@@ -11,9 +11,9 @@ import pytest
 from moe_prompt.errors import InputError
 from moe_prompt.provenance import _commit, environment
 from moe_prompt.studies.analysis.captions import caption
-from moe_prompt.studies.analysis.summaries import summarize
+from moe_prompt.studies.analysis.cells import all_summaries, cells_of
 from moe_prompt.studies.kinds.rates import RateStudy
-from moe_prompt.studies.running.archive import database, export, load_evidence, restore
+from moe_prompt.studies.running.archive import database, export, load_rows, restore
 from moe_prompt.studies.running.database import Results, columns_of
 from tests.builders.planted_rows import NOTES, planted_rows
 from tests.builders.small_study import study
@@ -42,13 +42,13 @@ def exported(folder, format: str = "csv"):
 
 
 def test_csv_and_json_say_what_the_database_says(folder):
-    before = load_evidence(study, folder)
-    after = load_evidence(study, exported(folder))
+    before = load_rows(study, folder)
+    after = load_rows(study, exported(folder))
     assert before.source == folder / "small.sqlite" and after.source == folder / "small.csv"
     assert len(after.rows) == len(before.rows) == 60 and set(columns_of(study.columns)) - set(after.rows) == {"study"}
     assert after.notes == before.notes == NOTES
-    old, new = (summarize(study, found.rows, found.notes) for found in (before, after))
-    for one, other in zip(old, new, strict=True):
+    old, new = (cells_of(study, found.rows, found.notes) for found in (before, after))
+    for one, other in zip(all_summaries(old), all_summaries(new), strict=True):
         left, right = one.to_dict(), other.to_dict()
         for a, b in zip([left, *left.pop("by_size")], [right, *right.pop("by_size")], strict=True):
             assert a.keys() == b.keys()
@@ -73,7 +73,7 @@ def test_a_run_goes_on_from_an_export(folder):
     assert restore(study, folder, results) == 60 and restore(study, folder, results) == 0
     frame, notes = results.frame(study.key), results.notes(study.key)
     results.close()
-    told = load_evidence(study, folder, exported=True)
+    told = load_rows(study, folder, exported=True)
     shared = [name for name in told.rows if name != "message"]
     pd.testing.assert_frame_equal(frame[shared], told.rows[shared], check_dtype=False, rtol=1e-7)
     assert notes == told.notes
@@ -105,14 +105,14 @@ def test_parquet_or_a_sentence(folder):
         return
     table, _ = export(study, folder, "parquet")
     pd.testing.assert_frame_equal(
-        pd.read_parquet(table), load_evidence(study, folder).rows.drop(columns="study"), check_dtype=False
+        pd.read_parquet(table), load_rows(study, folder).rows.drop(columns="study"), check_dtype=False
     )
 
 
 def test_only_the_sizes_and_replicates_of_the_study(folder):
     quick = study.quick()
     for where in (folder, exported(folder)):
-        rows = load_evidence(quick, where).rows
+        rows = load_rows(quick, where).rows
         assert set(rows.n) == {23, 61} and set(rows.replicate) == {0, 1, 2} and len(rows) == 24
         assert rows.index.tolist() == list(range(24))
 
@@ -121,7 +121,7 @@ def test_only_the_sizes_and_replicates_of_the_study(folder):
 def test_rows_of_another_content_are_not_used(folder, form):
     where = exported(folder) if form == "export" else folder
     with pytest.raises(InputError, match=r"no rows of study small \(seed 1\)"):
-        load_evidence(replace(study, seed=1), where)
+        load_rows(replace(study, seed=1), where)
 
 
 def test_the_database_goes_before_an_export_unless_asked(folder):
@@ -129,7 +129,7 @@ def test_the_database_goes_before_an_export_unless_asked(folder):
     rows = pd.read_csv(folder / "small.csv")
     rows["excess_risk"] *= 2
     rows.to_csv(folder / "small.csv", index=False)
-    half, whole = (load_evidence(study, folder, exported=flag).rows.excess_risk for flag in (False, True))
+    half, whole = (load_rows(study, folder, exported=flag).rows.excess_risk for flag in (False, True))
     assert (whole / half).tolist() == pytest.approx([2] * 60, rel=1e-6)
 
 
@@ -157,14 +157,14 @@ DAMAGE = {
 def test_damaged_exports_are_a_sentence(folder, damage):
     DAMAGE[damage](exported(folder))
     with pytest.raises(InputError, match="export the study again"):
-        load_evidence(study, folder)
+        load_rows(study, folder)
 
 
 @pytest.mark.parametrize("name", ["small.csv", "small.json"])
 def test_half_an_export_is_none(folder, name):
     (exported(folder) / name).unlink()
     with pytest.raises(InputError, match="no rows of study small"):
-        load_evidence(study, folder)
+        load_rows(study, folder)
 
 
 def test_what_cannot_be_exported(folder, tmp_path):

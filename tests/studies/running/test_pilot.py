@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from moe_prompt.studies.analysis.planning import plan
+from moe_prompt.studies.analysis.cells import cells_of
+from moe_prompt.studies.analysis.planning import plan_study
 from moe_prompt.studies.running import archive, runner
 from moe_prompt.studies.running.database import Results
 from moe_prompt.studies.running.pilot import known_basis, pilot, pilot_basis, sufficient
@@ -14,6 +15,10 @@ from tests.cli.test_main import stored
 from tests.studies.running.test_runner import assert_same_rows
 
 ROWS = planted_rows(study)
+
+
+def plan(of, rows, done):
+    return plan_study(of, cells_of(of, rows, {}), done)
 
 
 def test_rows_suffice_when_every_cell_has_two_sizes():

@@ -17,8 +17,8 @@ from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.models.sampling import Population
+from moe_prompt.studies.analysis.cells import cells_of, errors_by_size
 from moe_prompt.studies.analysis.rate_fit import fit_rate
-from moe_prompt.studies.analysis.summaries import by_size, summarize
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import KEY, Results
@@ -136,9 +136,9 @@ def test_linear_least_squares_has_its_rate_and_is_efficient(linear, linear_rows)
     """Four standard errors, 6e-5 each; n J'J scatters about n I, which costs less than 1 % at n = 907."""
     assert len(linear_rows) == 404 and linear_rows.missed.sum() == 0
     for column, rate in (("parameter_loss", -0.5), ("excess_risk", -1.0)):
-        fit = fit_rate(by_size(linear_rows, column), linear.window)
+        fit = fit_rate(errors_by_size(linear_rows, column), linear.window)
         assert abs(fit.slope - rate) < 4 * fit.stderr and fit.stderr < 0.06
-    parameter = summarize(linear, linear_rows, {"limits ols ols": {"parameters": 2}})[0]
+    parameter = cells_of(linear, linear_rows, {"limits ols ols": {"parameters": 2}})[0].summaries[0].last
     error = math.sqrt(2 / (2 * 101))  # n e'Ie / s^2 is chi-squared with two degrees of freedom
     assert parameter.efficiency_stderr == pytest.approx(error, rel=1e-12)
     assert abs(parameter.efficiency - 1) < 4 * error + 0.01
@@ -281,9 +281,9 @@ def test_failed_and_missed_fits_are_rows(tmp_path):
     assert np.isinf(found.objective[failed]).all()
     matched = found[found.truth == found.estimator]
     assert matched[matched.replicate == 2].missed.eq(1).all() and matched[matched.replicate == 0].missed.eq(0).all()
-    cells = summarize(lame, found, {})
-    assert [cell.failed for cell in cells] == [2] * len(cells)
-    assert [cell.missed for cell in cells if cell.matched] == [4] * 4  # a failed fit is no minimum either
+    cells = cells_of(lame, found, {})
+    assert [cell.ends.failed for cell in cells] == [2] * len(cells)
+    assert [cell.ends.missed for cell in cells if cell.relation.exact] == [4] * 2  # a failed fit is no minimum either
 
 
 def test_no_scheduler_is_a_sentence(tmp_path):
