@@ -4,7 +4,6 @@ r"""The attention of one ViT block, found by its tensors' names.
 |--------------------------|----------------------------|---------------------------------------------------------|
 | W_Q, W_K, W_V            | attn.qkv.weight (3 d, d)   | query / key / value or q_proj / k_proj / v_proj .weight |
 | W_O                      | attn.proj.weight           | proj / out_proj / o_proj / output.dense .weight         |
-| layer norm of the block  | norm1.weight               | layernorm_before / layer_norm1 / ln_1 .weight           |
 
 Prefixes are free; biases are optional. Files store maps as (out, in); here they act as x @ w and are (in, out).
 """
@@ -18,7 +17,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from moe_prompt.attention.tensor_files import bias_of, checked, ends_with
 from moe_prompt.errors import InputError, require
@@ -26,7 +25,6 @@ from moe_prompt.errors import InputError, require
 _PACKED = ("qkv.weight", "in_proj_weight")
 _SEPARATE = {"query.weight": ("key.weight", "value.weight"), "q_proj.weight": ("k_proj.weight", "v_proj.weight")}
 _OUTPUT = ("proj.weight", "out_proj.weight", "o_proj.weight", "output.dense.weight")
-_NORM = ("norm1.weight", "layernorm_before.weight", "layer_norm1.weight", "ln_1.weight")
 
 
 @dataclass(frozen=True)
@@ -60,22 +58,8 @@ class AttentionWeights:
         return cls(*weights, *(torch.zeros(dim, dtype=dtype) for _ in range(4)))
 
 
-@dataclass(frozen=True)
-class Block:
-    """The attention of one block and the layer norm before it (None: the file has none), under the file's prefix."""
-
-    name: str
-    attention: AttentionWeights
-    norm: tuple[Tensor, Tensor] | None
-
-    def normalise(self, tokens: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens dim"]:
-        """What the attention sees of the block's input: its layer norm, or a plain one."""
-        weight, bias = self.norm or (None, None)
-        return nn.functional.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps=1e-6)
-
-
-def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the tensors") -> Block:
-    """The `block`-th attention block, numbered from 0 in the natural order of the names.
+def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the tensors") -> AttentionWeights:
+    """The maps of the `block`-th attention block, numbered from 0 in the natural order of the names.
 
     Raises:
         InputError: naming `source`: no such block, missing or non-finite tensors, shapes that do not fit.
@@ -91,11 +75,7 @@ def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the
         f"{source} holds {len(stems)} attention block(s), numbered from 0: got block {block}.",
     )
     name = sorted(stems, key=_natural)[block]
-    prefix = name.removesuffix(stems[name])
-    attention = _attention(tensors, prefix, stems[name], source)
-    norm = _nearest(tensors, prefix, _NORM)
-    normalisation = (checked(tensors, norm, source), bias_of(tensors, norm, source)) if norm else None
-    return Block(prefix.rstrip("."), attention, normalisation)
+    return _attention(tensors, name.removesuffix(stems[name]), stems[name], source)
 
 
 def _attention(tensors: Mapping[str, Tensor], prefix: str, stem: str, source: str) -> AttentionWeights:

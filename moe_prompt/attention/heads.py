@@ -236,7 +236,7 @@ class MultiHeadAttentionMoE(nn.Module):
         `heads` is not among the tensors; None takes the ViT convention of 64 columns a head. `source` is what errors
         call the tensors: a file's name.
         """
-        weights = find_block(tensors, block, source).attention
+        weights = find_block(tensors, block, source)
         width = weights.w_q.shape[1]
         heads = max(1, width // 64) if heads is None else heads
         try:
@@ -246,9 +246,11 @@ class MultiHeadAttentionMoE(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "*batch tokens dim"]) -> LayerOutput:
         """The mixtures of every head, and their composition."""
-        heads = cast("list[AttentionHeadMoE]", list(self.heads))
-        prompts = heads[0].prompts(tokens)
-        mixtures = [head.mix(tokens, prompts) for head in heads]
+        return self.mix(tokens, cast(AttentionHeadMoE, self.heads[0]).prompts(tokens))
+
+    def mix(self, tokens: Float[Tensor, "*batch tokens dim"], prompts: PromptTokens) -> LayerOutput:
+        """The mixtures of every head for prompts already at hand."""
+        mixtures = [cast(AttentionHeadMoE, head).mix(tokens, prompts) for head in self.heads]
         return LayerOutput(
             output=torch.cat([mixture.output for mixture in mixtures], dim=-1) @ self.w_o + self.b_o,
             gates=torch.stack([mixture.gates for mixture in mixtures], dim=-3),

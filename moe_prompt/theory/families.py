@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -198,6 +199,21 @@ def report(expert: str, activation: str | None = None, rank: int | None = None) 
 def table() -> list[FamilyReport]:
     """Every row of the table, computed: about half a minute on one core."""
     return [describe(*recipe.build(), name=name) for name, recipe in FAMILIES.items()]
+
+
+def own_expert(make: Callable[[Any], PromptExpert]) -> Setting:
+    """The table's common setting around an expert of the user's own: one token of 4 numbers, 2 outputs, 2 prompts.
+
+    `make(config)` gets what a ViT's would: `dim`, `grid`, `depth` and the like; the number of prompts is set to 2.
+    """
+    config = SimpleNamespace(dim=4, grid=(1, 1), depth=1, heads=1, patch=1, image=(1, 1), extra=0, class_token=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = make(config)
+    require(isinstance(made, PromptExpert), f"prompt(config) has to return a PromptExpert: got {type(made).__name__}.")
+    recipe = Recipe(lambda recipe, generator: made)
+    model = recipe.build().model.with_atoms(recipe.atoms)
+    return Setting(model, _truth(model, np.random.default_rng(1)), Uniform(-2.0, 2.0, recipe.dim))
 
 
 def _truth(model: RegressionModel, rng: np.random.Generator) -> Float64[Tensor, "p"]:

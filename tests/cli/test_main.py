@@ -183,7 +183,7 @@ BAD = {
     "no jobs": ([*RUN, "--jobs", "0"], "--jobs needs at least one worker: got 0"),
     "negative jobs": ([*RUN, "--jobs", "-1"], "--jobs needs at least one worker: got -1"),
     "negative seed": ([*RUN, "--seed", "-1"], "a seed is an integer of at least 0: got -1"),
-    "no file": (["study", "run", "none.py"], "no study file none.py"),
+    "no file": (["study", "run", "none.py"], r"no file none\.py"),
     "broken file": (with_file("a.py", "1 / 0"), "does not run: ZeroDivisionError"),
     "unfinished file": (with_file("a.py", "study = ("), "does not run: SyntaxError"),
     "file that exits": (with_file("a.py", "import sys; sys.exit(0)"), "does not run: SystemExit"),

@@ -276,7 +276,7 @@ def test_a_users_gate_has_limits_as_far_as_it_says():
     other = describe(*setting(Apart(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
     assert exponential.sigma_2 is not None and exponential.rank == 12
     assert other.rank == 10  # no f knows a common factor of the masses, nor a common shift of all prompts that C loses
-    with pytest.raises(InputError, match="needs an exponential gate .* got Apart, under which nobody has said"):
+    with pytest.raises(InputError, match=r"needs an exponential gate .* got Apart, under which nobody has said"):
         sigma_2(*setting(Apart(), ConstantPrompt), Uniform(-1.0, 1.0, DIM))
 
 
