@@ -94,11 +94,11 @@ def _draw_prompt_mass(axes: Axes, report: ViewReport) -> None:
     extent = (0, report.grid[1], report.grid[0], 0)
     drawn = axes.imshow(mass, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), extent=extent)
     axes.set(xticks=[], yticks=[])
-    _panel(axes, "b", "Weight of all prompts, mean of heads")
+    _panel(axes, "b", "Weight of the prompts")
     bar = axes.figure.colorbar(drawn, ax=axes, extend="both", orientation="horizontal", shrink=0.9, aspect=25)
     bar.locator = plt.MaxNLocator(4)
     bar.update_ticks()
-    bar.set_label(f"share of a query's gate (uniform gate: {report.uniform_mass:.3f})")
+    bar.set_label(f"share of a query's gate, mean of heads\n(a uniform gate: {report.uniform_mass:.3f})")
 
 
 def _draw_gates(figure: Any, report: ViewReport, queries: Sequence[tuple[int, int]], heads: int) -> None:
@@ -128,12 +128,13 @@ def _draw_gates(figure: Any, report: ViewReport, queries: Sequence[tuple[int, in
 
 
 def gate_span(relative: ndarray) -> float:
-    """Half the length of the gates' colour bar in powers of two: up to all but the largest 2 % of the weights.
+    """Half the length of the gates' colour bar in powers of two, the same above and below a uniform gate.
 
-    A gate can fall to 1e-9 of a uniform one and never exceed the number of experts, so that the upper end alone says
-    how far the bar should reach; it reaches as far down.
+    The bar holds all weights but the largest 2 % and the smallest 10 %, and ends at 1/32 below: under pre-trained heads
+    most weights are far less, as far as 1e-9 of a uniform gate, and all of them are next to nothing.
     """
-    return max(1.0, float(np.log2(max(np.quantile(relative, 1 - _ROBUST), 1.0))))
+    smallest, largest = np.log2(np.maximum(np.quantile(relative, (0.1, 1 - _ROBUST)), 2.0**-5))
+    return max(1.0, float(largest), -float(smallest))
 
 
 def _draw_experts(axes: Axes, report: ViewReport) -> None:

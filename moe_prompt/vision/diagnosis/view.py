@@ -124,6 +124,7 @@ def _report(image: str, network: Network, block: int, views: Tensor, trained: bo
     with torch.no_grad(), told(network.prompt, f"fails in block {block}"):
         mixture = block_mixtures(vit, block, seen[:1], prompting)
         shifted = _entering(vit, block, seen[1:], prompting)[1]
+        adaptivity = _adaptivity(torch.cat(shifted.tokens, dim=-1))
     return ViewReport(
         image,
         views[0].movedim(0, -1).numpy(),
@@ -134,7 +135,7 @@ def _report(image: str, network: Network, block: int, views: Tensor, trained: bo
         vit.config.extra,
         mixture.gates[0],
         mixture.experts[0],
-        _adaptivity(torch.cat(shifted.tokens, dim=-1)),
+        adaptivity,
         network.notes,
     )
 
