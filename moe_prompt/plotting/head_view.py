@@ -116,12 +116,13 @@ def _draw_gates(figure: Any, report: ViewReport, queries: Sequence[tuple[int, in
             drawn = axes[q, h].imshow(gate, cmap="RdBu_r", vmin=-span, vmax=span, extent=(0, columns, rows, 0))
             axes[q, h].add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=_QUERY_COLOURS[q], linewidth=1.2))
             axes[q, h].set(xticks=[], yticks=[])
-            axes[q, h].set_xlabel(f"on prompts: {report.prompt_mass[h, numbers[q]]:.3f}", labelpad=2)
+            axes[q, h].set_xlabel(f"on prompts: {report.prompt_mass[h, numbers[q]]:.2g}", labelpad=2)
             if q == 0:
                 axes[q, h].set_title(f"head {h}")
         axes[q, 0].set_ylabel(f"query {q + 1}", color=_QUERY_COLOURS[q], fontweight="bold", fontsize=8)
     bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", shrink=0.9, aspect=40, extend="both")
-    ticks = np.unique(np.linspace(-1, 1, 5) * np.floor(span)).round()
+    step = max(1, int(span) // 2)
+    ticks = [tick for tick in (-2 * step, -step, 0, step, 2 * step) if abs(tick) <= span]
     bar.set_ticks(ticks, labels=[f"{2**tick:g}" if tick >= 0 else f"1/{2**-tick:g}" for tick in ticks])
     bar.set_label("weight of a patch in the query's gate, in multiples of a uniform gate")
     figure.suptitle(r"$\bf{c}$  Where a query listens (red: more than a uniform gate, blue: less)", fontsize=8)
@@ -149,9 +150,10 @@ def _draw_experts(axes: Axes, report: ViewReport) -> None:
     axes.scatter(x, y, s=6, c=_patch_colours(report), label="pre-trained, one per patch, in its colour")
     axes.scatter(prompt_x, prompt_y, s=45, marker="*", c=_PROMPTS, edgecolor="black", linewidth=0.5, label="prompts")
     axes.set(xlabel=f"first principal component ({share[0]:.0f} % of variance)", ylabel=f"second ({share[1]:.0f} %)")
-    axes.margins(y=0.2)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom - 0.35 * (top - bottom), top)  # room for the legend
     _panel(axes, "d", "Experts of head 0")
-    axes.legend(loc="best", frameon=True)
+    axes.legend(loc="lower left", frameon=False)
     sns.despine(ax=axes)
 
 

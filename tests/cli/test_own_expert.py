@@ -2,13 +2,11 @@
 
 import json
 import re
-import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from moe_prompt.cli import main
 from tests.builders.small_files import bars, vit_file
 from tests.vision.methods.test_user_file import OWN
 
@@ -38,21 +36,9 @@ study = RateStudy(
 """
 
 
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Runs `moe-prompt ...` in this process, in a folder with the user's file: exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def own_file(tmp_path):
     (tmp_path / "scaled.py").write_text(OWN + STUDY)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moe-prompt", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main.main()
-        shown = capsys.readouterr()
-        return int(left.value.code or 0), shown.out, shown.err
-
-    return call
 
 
 def test_identifiability(command):
