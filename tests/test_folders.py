@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "moe_prompt"
 ORDER = [
     "errors",
+    "user_files",
     "provenance",
     "attention",
     "measures",

@@ -6,7 +6,6 @@ The first column has the names of this package, the other two what the names in 
 |--------------------------|----------------------------|---------------------------------------------------------|
 | W_Q, W_K, W_V            | attn.qkv.weight (3 d, d)   | query / key / value or q_proj / k_proj / v_proj .weight |
 | W_O                      | attn.proj.weight           | proj / out_proj / o_proj / output.dense .weight         |
-| layer norm of the block  | norm1.weight               | layernorm_before / layer_norm1 / ln_1 .weight           |
 
 Any prefix may stand before these names, and biases may be missing. Files store a map as (out, in). This package
 applies it as x @ w, so every map is transposed to (in, out) when it is read.
@@ -21,7 +20,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from moe_prompt.attention.tensor_files import bias_of, checked, ends_with
 from moe_prompt.errors import InputError, require
@@ -29,7 +28,6 @@ from moe_prompt.errors import InputError, require
 _PACKED = ("qkv.weight", "in_proj_weight")
 _SEPARATE = {"query.weight": ("key.weight", "value.weight"), "q_proj.weight": ("k_proj.weight", "v_proj.weight")}
 _OUTPUT = ("proj.weight", "out_proj.weight", "o_proj.weight", "output.dense.weight")
-_NORM = ("norm1.weight", "layernorm_before.weight", "layer_norm1.weight", "ln_1.weight")
 
 
 @dataclass(frozen=True)
@@ -67,29 +65,8 @@ class AttentionWeights:
         return cls(*weights, *(torch.zeros(dim, dtype=dtype) for _ in range(4)))
 
 
-@dataclass(frozen=True)
-class Block:
-    """The attention of one ViT block and the layer norm before it.
-
-    `name` is the block's prefix in the file. `norm` holds the layer norm's weight and bias, (dim,) each, or None where
-    the file has none.
-    """
-
-    name: str
-    attention: AttentionWeights
-    norm: tuple[Tensor, Tensor] | None
-
-    def normalise(self, tokens: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens dim"]:
-        """The block's input as its attention receives it: after the layer norm.
-
-        A block without `norm` gets the layer norm of weight one and bias zero.
-        """
-        weight, bias = self.norm or (None, None)
-        return nn.functional.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps=1e-6)
-
-
-def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the tensors") -> Block:
-    """The attention block of number `block`, counted from 0; names are sorted so that block 2 stands before block 10.
+def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the tensors") -> AttentionWeights:
+    """The maps of the `block`-th attention block, numbered from 0 in the natural order of the names.
 
     Raises:
         InputError: there is no such block, a tensor is missing or holds numbers that are not finite, or shapes do not
@@ -106,11 +83,7 @@ def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the
         f"{source} holds {len(stems)} attention block(s), numbered from 0: got block {block}; choose one of them.",
     )
     name = sorted(stems, key=_natural)[block]
-    prefix = name.removesuffix(stems[name])
-    attention = _attention(tensors, prefix, stems[name], source)
-    norm = _nearest(tensors, prefix, _NORM)
-    normalisation = (checked(tensors, norm, source), bias_of(tensors, norm, source)) if norm else None
-    return Block(prefix.rstrip("."), attention, normalisation)
+    return _attention(tensors, name.removesuffix(stems[name]), stems[name], source)
 
 
 def _attention(tensors: Mapping[str, Tensor], prefix: str, stem: str, source: str) -> AttentionWeights:

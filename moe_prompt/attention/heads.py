@@ -247,7 +247,7 @@ class MultiHeadAttentionMoE(nn.Module):
         Raises:
             InputError: no such block, tensors that are missing or do not fit, or a wrong number of heads.
         """
-        weights = find_block(tensors, block, source).attention
+        weights = find_block(tensors, block, source)
         width = weights.w_q.shape[1]
         heads = max(1, width // 64) if heads is None else heads
         try:
@@ -256,10 +256,12 @@ class MultiHeadAttentionMoE(nn.Module):
             raise InputError(f"{source}: {error}") from error
 
     def forward(self, tokens: Float[Tensor, "*batch tokens dim"]) -> LayerOutput:
-        """The layer's output, and the gates and experts of every head."""
-        heads = cast("list[AttentionHeadMoE]", list(self.heads))
-        prompts = heads[0].prompts(tokens)
-        mixtures = [head.mix(tokens, prompts) for head in heads]
+        """The mixtures of every head, and their composition."""
+        return self.mix(tokens, cast(AttentionHeadMoE, self.heads[0]).prompts(tokens))
+
+    def mix(self, tokens: Float[Tensor, "*batch tokens dim"], prompts: PromptTokens) -> LayerOutput:
+        """The mixtures of every head for prompts already at hand."""
+        mixtures = [cast(AttentionHeadMoE, head).mix(tokens, prompts) for head in self.heads]
         return LayerOutput(
             output=torch.cat([mixture.output for mixture in mixtures], dim=-1) @ self.w_o + self.b_o,
             gates=torch.stack([mixture.gates for mixture in mixtures], dim=-3),

@@ -45,8 +45,8 @@ class Mixing(ABC, Generic[G]):
     """Whether a prompt has one score in all rows of a head, their average."""
     jumps: ClassVar[bool] = False
     """Whether f is discontinuous in x at places that depend on theta: E[J'J] is then no information matrix."""
-    no_split: ClassVar[str] = ""
-    """Why halves of an atom's mass are not the atom, under gates where they are not."""
+    no_split: ClassVar[str] = "nobody has said whether two halves of an atom's mass are that atom"
+    """Why two halves of an atom's mass are not that atom; empty under the gates where they are."""
 
     def __init__(self, gate: G) -> None:
         self.gate = gate
@@ -90,6 +90,8 @@ class _Softmax(Mixing[G]):
 
 class ExponentialMixing(_Softmax[ExponentialGate]):
     """Softmax, after a link on the prompts' scores."""
+
+    no_split = ""
 
     def logits(self, score: Tensor, b: Tensor) -> tuple[Tensor, Tensor | None]:
         score, slope = self.gate.link(score)
@@ -184,17 +186,35 @@ MIXINGS: dict[type[Gate], type[Mixing]] = {
     TopKGate: TopKMixing,
     ZeroInitGate: ZeroInitMixing,
 }
-"""Beside these, a regression model takes every :class:`~moe_prompt.attention.gates.ExponentialGate`."""
+"""Beside these, a regression model takes every :class:`~moe_prompt.attention.gates.ExponentialGate`, and every gate
+with a method `mixing()` that returns the :class:`Mixing` of its own."""
 
 
 def mixing(gate: Gate) -> Mixing:
-    """How a gate mixes; InputError for gates that a regression model does not know."""
+    """How a gate mixes.
+
+    A gate of the user's own is taken if it is a subclass of :class:`~moe_prompt.attention.gates.ExponentialGate`, or
+    if it says how it mixes: its method `mixing()` returns a :class:`Mixing`.
+
+    Raises:
+        InputError: any other gate, or a `mixing()` that returns something else.
+    """
+    own = getattr(gate, "mixing", None)
+    if own is not None:
+        found = own()
+        require(
+            isinstance(found, Mixing),
+            f"{type(gate).__name__}.mixing() needs to return a moe_prompt.models.gating.Mixing: got "
+            f"{type(found).__name__}.",
+        )
+        return found
     if isinstance(gate, ExponentialGate):
         return ExponentialMixing(gate)
-    known = ", ".join(kind.__name__ for kind in MIXINGS)
     require(
         type(gate) in MIXINGS,
-        f"a regression model needs an exponential gate (softmax, NoRGa) or one of {known}: got {type(gate).__name__}.",
+        f"{type(gate).__name__} works in attention heads, `view` and `classify`, but a regression model (studies, "
+        "`identifiability`) also needs the derivatives of what a gate makes of its scores: derive the gate from "
+        "ExponentialGate if it is a softmax of transformed scores, or give it a method mixing() that returns a Mixing.",
     )
     return MIXINGS[type(gate)](gate)
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -197,6 +199,22 @@ def select(expert: str, activation: str | None = None, rank: int | None = None) 
 def table() -> list[FamilyReport]:
     """Every row of the table, computed: a few seconds."""
     return [identifiability_report(family.build()) for family in FAMILIES.values()]
+
+
+def own_expert(make: Callable[[Any], PromptExpert], name: str) -> Population:
+    """A truth of the user's own expert in the table's setting: one token of 4 numbers, 2 outputs, 2 prompts.
+
+    `make(config)` gets what a ViT's would: `dim`, `grid`, `depth` and the like; the number of prompts is set to 2.
+    """
+    config = SimpleNamespace(dim=4, grid=(1, 1), depth=1, heads=1, patch=1, image=(1, 1), extra=0, class_token=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = make(config)
+    require(isinstance(made, PromptExpert), f"prompt(config) has to return a PromptExpert: got {type(made).__name__}.")
+    family = Family(name, lambda family, generator: made)
+    truth = family.build()
+    model = truth.model.with_atoms(family.atoms)
+    return replace(truth, model=model, theta=_truth(model, np.random.default_rng(1)))
 
 
 def _truth(model: RegressionModel, rng: np.random.Generator) -> Float64[Tensor, "p"]:
