@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "moe_prompt"
 ORDER = [
     "errors",
+    "tables",
+    "progress",
     "provenance",
     "attention",
     "measures",

@@ -46,7 +46,7 @@ def study_run(
 ) -> None:
     """Compute the rows of a study that are not there yet."""
     from moe_prompt import provenance
-    from moe_prompt.cli.progress import Progress
+    from moe_prompt.progress import ProgressBar
     from moe_prompt.studies.running import archive, runner
     from moe_prompt.studies.running.database import Results
 
@@ -58,8 +58,8 @@ def study_run(
         print(f"{study.name}: {restored} rows taken over from {out / study.name}.csv")
     results.note(study.key, "environment", provenance.environment())
     try:
-        with Progress(study.name) as progress:
-            fits = runner.run(study, results, workers, dask, progress)
+        with ProgressBar(study.name) as progress:
+            fits = runner.run(study, results, workers, dask, progress.of_fits)
     except KeyboardInterrupt:  # here and not in `main`, as Typer makes a silent exit of it on the way
         print("moe-prompt: stopped; finished batches are in the database, run again to go on.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -80,7 +80,7 @@ def study_plan(
     json_: Json = False,
 ) -> None:
     """Before paying: what a study costs and how sharp its slopes will be, by its rows or a pilot of a minute."""
-    from moe_prompt.cli.progress import Progress
+    from moe_prompt.progress import ProgressBar
     from moe_prompt.studies.analysis import planning
     from moe_prompt.studies.running import pilot
 
@@ -88,8 +88,8 @@ def study_plan(
     planning.check_width(width)
     basis = pilot.known_basis(study, out)
     if basis is None:
-        with Progress(f"{study.name}, pilot") as progress:
-            basis = pilot.pilot_basis(study, out, progress)
+        with ProgressBar(f"{study.name}, pilot") as progress:
+            basis = pilot.pilot_basis(study, out, progress.of_fits)
     forecast = planning.plan(study, basis.rows, basis.done, workers, width)
     told = {**forecast.to_dict(), "source": basis.source}
     print(json.dumps(told, indent=1) if json_ else planning.render(forecast, study, basis.source))

@@ -30,9 +30,10 @@ import numpy as np
 import pandas as pd
 
 from moe_prompt.errors import require
-from moe_prompt.studies.analysis.summaries import aligned, by_size
+from moe_prompt.studies.analysis.summaries import by_size
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.running import runner
+from moe_prompt.tables import aligned, duration
 
 WIDTH = 3.92  # standard errors in a 95 % interval
 Cell = tuple[str, str]
@@ -255,8 +256,8 @@ def render(forecast: Plan, study: Study, source: str) -> str:
     ]
     lines = [
         f"{forecast.study}: {forecast.fits} fits, {forecast.left} of them to be computed",
-        f"cost  {_hours(forecast.core_hours)} of one core beside the cells' limits, "
-        f"{_hours(forecast.wall_hours)} with {forecast.jobs} workers",
+        f"cost  {duration(3600 * forecast.core_hours)} of one core beside the cells' limits, "
+        f"{duration(3600 * forecast.wall_hours)} with {forecast.jobs} workers",
         f"from  {source}",
         "",
         aligned([head, *cells]),
@@ -270,11 +271,5 @@ def _wanted(designs: Sequence[Design], study: Study) -> list[str]:
     for found in designs:
         new = sorted(set(found.sizes) - set(study.sizes))
         sizes = f", with n = {', '.join(map(str, new))} added and in the window" if new else ""
-        lines.append(f"  {found.replicates} replicates{sizes}: {_hours(found.core_hours)} of one core in all")
+        lines.append(f"  {found.replicates} replicates{sizes}: {duration(3600 * found.core_hours)} of one core in all")
     return lines
-
-
-def _hours(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{3600 * hours:.0f} s"
-    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -22,6 +22,7 @@ from moe_prompt.studies.analysis.summaries import CellSummary, summarize
 from moe_prompt.studies.base import Quantity, Study
 from moe_prompt.studies.kinds.likelihood import LikelihoodStudy
 from moe_prompt.studies.running import archive
+from moe_prompt.tables import markdown
 from moe_prompt.theory.families import EXPERTS, FAMILIES
 from moe_prompt.theory.report import FamilyReport
 
@@ -124,7 +125,7 @@ def write(page: str, path: Path) -> None:
 
 def _families(reports: Iterable[FamilyReport], studies: Sequence[Measured], figures: str) -> str:
     head = ("family", "rank", "sigma_2", "L' = L", "n MSE / s^2 at least", "measured", "L' > L", "measured", "why")
-    return _markdown([head, *(_family(report, studies, figures) for report in reports)])
+    return markdown([head, *(_family(report, studies, figures) for report in reports)])
 
 
 def _family(report: FamilyReport, studies: Sequence[Measured], figures: str) -> tuple[str, ...]:
@@ -175,7 +176,7 @@ def _study(found: Measured, figures: str) -> tuple[str, ...]:
     for cell, own in quantities.items():
         rows.append((*cell, *(_against(own.get(name), summaries.get((*cell, name))) for name in names)))
     head = f"**{_figure(study.name, figures)}**:" if found.cells else f"**{study.name}**, claimed and not measured yet:"
-    parts = (f"{head} {study.claim}.", _markdown(rows))
+    parts = (f"{head} {study.claim}.", markdown(rows))
     return (*parts, caption(study, list(found.cells))) if found.cells else parts
 
 
@@ -198,8 +199,3 @@ def _slope(cell: CellSummary) -> str:
 
 def _figure(study: str, figures: str) -> str:
     return f"[{study}]({figures}/{study}.png)"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ([word.replace("|", "\\|") for word in row] for row in rows)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))

@@ -28,8 +28,9 @@ from scipy.stats import t as student
 
 from moe_prompt.errors import choose, require
 from moe_prompt.studies.analysis.rate_fit import RateFit, fit_rate
-from moe_prompt.studies.analysis.summaries import aligned, by_size
+from moe_prompt.studies.analysis.summaries import by_size
 from moe_prompt.studies.base import Quantity, Study
+from moe_prompt.tables import aligned
 
 INTERPOLATED, EXTRAPOLATED = "between sizes", "extrapolated"
 BELOW, NEVER, NOT_REACHED = "below at the smallest n", "never at this floor", "not reached"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from moe_prompt.studies.analysis.rate_fit import RateFit, fit_rate
 from moe_prompt.studies.base import Quantity, Study
+from moe_prompt.tables import aligned
 
 Limits = Mapping[str, Any]
 
@@ -162,16 +163,6 @@ def table(cells: list[CellSummary]) -> str:
             )
         )
     return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of words as text in columns.
-
-    >>> aligned([("a", "bcd"), ("ef", "g")]).splitlines()
-    ['a   bcd', 'ef  g  ']
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _plus_minus(value: float | None, error: float | None, digits: int) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from moe_prompt.errors import choose, require
+from moe_prompt.tables import aligned
 from moe_prompt.vision.commands import options as given
 from moe_prompt.vision.commands.options import DEFAULT_BACKBONE, RUNS, say, show, show_json, stoppable
 from moe_prompt.vision.commands.training import train, tune
@@ -34,8 +35,7 @@ def list_() -> None:
         ("backbones", {name: backbone.about for name, backbone in BACKBONES.items()}),
         ("picture sets", {name: source.title for name, source in SETS.items()}),
     ):
-        width = max(map(len, lines))
-        show(kind, *(f"  {name:{width}s}  {about}" for name, about in lines.items()))
+        show(kind, aligned([("", *line) for line in lines.items()]))
 
 
 @app.command()

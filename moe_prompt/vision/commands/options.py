@@ -90,10 +90,10 @@ def _finite(thing: Any) -> Any:
 
 def watched(name: str) -> AbstractContextManager[Progress]:
     """The progress of trainings, with the time left, where somebody may be watching."""
-    from moe_prompt.vision.commands.progress import TrainingProgress
+    from moe_prompt.progress import ProgressBar
     from moe_prompt.vision.training.evaluation import silent
 
-    return TrainingProgress(name) if speaks() else nullcontext(silent)
+    return ProgressBar(name) if speaks() else nullcontext(silent)
 
 
 @contextmanager

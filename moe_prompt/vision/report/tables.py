@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from moe_prompt.tables import aligned, markdown
 from moe_prompt.vision.data.benchmarks import GROUPS, VTAB_GROUPS, VTAB_TASKS
 from moe_prompt.vision.report.outcomes import Average, Cell, Section, groups_of
 from moe_prompt.vision.report.published_numbers import DOGS_BY_FRACTION, FLAT, IN21K, REPORTED_OF, Quoted, reference
@@ -25,17 +26,11 @@ class Table:
 
     def text(self) -> str:
         """Columns under each other."""
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        lines = ["  ".join(word.ljust(w) for word, w in zip(row, widths, strict=True)).rstrip() for row in self._all()]
-        return "\n".join([self.title, *lines])
+        return f"{self.title}\n{aligned([self.header, *self.rows])}"
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown."""
-        header, *rows = ["| " + " | ".join(row) + " |" for row in self._all()]
-        return "\n".join([f"**{self.title}**", "", header, "|---" * len(self.header) + "|", *rows])
-
-    def _all(self) -> list[tuple[str, ...]]:
-        return [self.header, *self.rows]
+        return f"**{self.title}**\n\n{markdown([self.header, *self.rows])}"
 
 
 def places(section: Section) -> list[tuple[str, Sequence[str]]]:

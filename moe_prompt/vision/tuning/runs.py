@@ -27,13 +27,14 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import save_tuned
 from moe_prompt.vision.runtime.distributed import Ranks, joined
+from moe_prompt.vision.runtime.locks import exclusively
 from moe_prompt.vision.training.evaluation import Progress, silent
 from moe_prompt.vision.training.features import can_be_fixed
 from moe_prompt.vision.training.result import TrainingResult
 from moe_prompt.vision.training.train import train
 from moe_prompt.vision.tuning.problem import Problem
 from moe_prompt.vision.tuning.run_spec import FINAL, RunSpec, describe
-from moe_prompt.vision.tuning.run_table import RunRow, RunTable, exclusively
+from moe_prompt.vision.tuning.run_table import RunRow, RunTable
 
 DATABASE = "runs.sqlite"
 STATE = "state.pt"  # what training resumes from
@@ -51,7 +52,7 @@ def run(
 
     A training whose loss is not finite is a row that says so, and is not tried again. Of processes that ask for the
     same run one trains and the others wait for its row, or with ``wait=False`` get
-    :class:`~moe_prompt.vision.tuning.run_table.Busy`. A killed run goes on from its last saved state.
+    :class:`~moe_prompt.vision.runtime.locks.Busy`. A killed run goes on from its last saved state.
 
     Raises:
         InputError: what the training raises; nothing is written then.

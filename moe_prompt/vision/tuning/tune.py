@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from moe_prompt.errors import require
+from moe_prompt.studies.running.row_store import connect
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named
+from moe_prompt.vision.runtime.locks import Busy, exclusively
 from moe_prompt.vision.training.evaluation import Progress, silent
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.tuning.problem import Problem
 from moe_prompt.vision.tuning.recipes import SEEDS, Point, Schedule, recipe_for
 from moe_prompt.vision.tuning.run_spec import SEARCH, RunSpec
-from moe_prompt.vision.tuning.run_table import Busy, RunRow, check_database, exclusively
+from moe_prompt.vision.tuning.run_table import RunRow
 from moe_prompt.vision.tuning.runs import run
 from moe_prompt.vision.tuning.searches import FAILED, PlannedSearch, Search, best_point, optuna_module, point_of
 
@@ -177,7 +179,7 @@ def go_through(search: Search, evaluate: Evaluate, storage: Path, name: str) -> 
 
 
 def _database(optuna: Any, path: Path) -> Any:
-    check_database(path)
+    connect(path).close()
     return optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": 120}})
 
 

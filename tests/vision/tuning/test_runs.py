@@ -17,11 +17,12 @@ from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import load_tuned
 from moe_prompt.vision.methods.user_file import method_from_file
+from moe_prompt.vision.runtime.locks import Busy, exclusively
 from moe_prompt.vision.training.evaluation import evaluate
 from moe_prompt.vision.tuning import problem as problems
 from moe_prompt.vision.tuning import runs
 from moe_prompt.vision.tuning.problem import Problem
-from moe_prompt.vision.tuning.run_table import Busy, RunTable, exclusively
+from moe_prompt.vision.tuning.run_table import RunTable
 from moe_prompt.vision.tuning.runs import run
 from tests.builders.small_search import SIZES, small_backbone, small_problem, small_recipe, small_task
 

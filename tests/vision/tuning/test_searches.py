@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from moe_prompt.errors import InputError
+from moe_prompt.vision.runtime.locks import Busy
 from moe_prompt.vision.tuning.recipes import SGD_GRID, Grid, Point
-from moe_prompt.vision.tuning.run_table import Busy
 from moe_prompt.vision.tuning.searches import (
     FAILED,
     SEARCHES,
