@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from moe_prompt.attention.decoding import Decoded, decode
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.data.decoding import Decoded, decode
 from moe_prompt.vision.data.layouts.folders import ORDER, split_name
 from moe_prompt.vision.data.pictures import Pictures, read_bytes
 from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes

@@ -273,10 +273,10 @@ def test_fashion_mnist(tmp_path, small):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"no gzip", "cannot be unpacked"),
-        (idx_of(np.zeros(3, dtype=np.uint8))[:-9], "cannot be unpacked"),
-        (gzip.compress(b"\0\0\x0d\x01"), "needs to be an idx file of bytes"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), "needs 5 bytes for shape"),
+        (b"no gzip", "is not an idx file of bytes"),
+        (idx_of(np.zeros(3, dtype=np.uint8))[:-9], "cannot be read as an idx file"),
+        (gzip.compress(b"\0\0\x0d\x01"), "is not an idx file of bytes"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), "needs 5 bytes for an array of shape"),
     ],
     ids=["not packed", "cut short", "of another type", "of too few bytes"],  # packed bytes hold the time
 )
