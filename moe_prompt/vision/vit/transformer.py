@@ -30,13 +30,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from moe_prompt.errors import require
-from moe_prompt.vision.vit.blocks import Block
+from moe_prompt.vision.vit.blocks import TransformerBlock
 from moe_prompt.vision.vit.config import VIT_SIZES, ViTConfig
-from moe_prompt.vision.vit.prompting import Prompting
+from moe_prompt.vision.vit.prompting import PictureTokens, Prompting
 
 __all__ = ["VIT_SIZES", "ViTConfig", "VisionTransformer", "resample_positions"]
 
-Tokens = Float[Tensor, "_ _ _"]
 Images = Float[Tensor, "batch 3 height width"]
 
 
@@ -47,7 +46,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
 
-    def forward(self, images: Images) -> Tokens:
+    def forward(self, images: Images) -> PictureTokens:
         return self.proj(images).flatten(2).mT
 
 
@@ -73,7 +72,7 @@ class VisionTransformer(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, config.registers, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.positions, dim))
         self.patch_embed = PatchEmbedding(dim, config.patch)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.norm = norm if config.pooling == "cls" else nn.Identity()
         self.fc_norm = norm if config.pooling == "avg" else nn.Identity()
@@ -91,12 +90,12 @@ class VisionTransformer(nn.Module):
             return self.norm(tokens[:, 0])
         return self.fc_norm(self._patches(tokens).mean(dim=1))
 
-    def tokens(self, images: Images, prompting: Prompting | None = None) -> Tokens:
+    def tokens(self, images: Images, prompting: Prompting | None = None) -> PictureTokens:
         """Class token, registers and patches after the last norm (batch, 1 + R + H W, d)."""
         tokens = self._run(images, prompting, False)
         return self.norm(tokens[:, : self.config.extra + math.prod(self.config.grid)])
 
-    def embed(self, images: Images) -> Tokens:
+    def embed(self, images: Images) -> PictureTokens:
         """The input of the first block: class token, registers and patches with their positions."""
         require(
             tuple(images.shape[-2:]) == self.config.image,
@@ -124,17 +123,17 @@ class VisionTransformer(nn.Module):
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _patches(self, tokens: Tokens) -> Tokens:
+    def _patches(self, tokens: PictureTokens) -> PictureTokens:
         extra = self.config.extra
         return tokens[:, extra : extra + math.prod(self.config.grid)]
 
-    def _run(self, images: Images, prompting: Prompting | None, class_row: bool) -> Tokens:
+    def _run(self, images: Images, prompting: Prompting | None, class_row: bool) -> PictureTokens:
         tokens = self.embed(images)
         carried = prompting.carried(len(images)) if prompting is not None else None
         if carried is not None:
             tokens = torch.cat([tokens, carried], dim=1)
         last = len(self.blocks) - 1
-        for i, block in enumerate(cast("list[Block]", list(self.blocks))):
+        for i, block in enumerate(cast("list[TransformerBlock]", list(self.blocks))):
             prompts = prompting.prompts(i, self._patches(tokens)) if prompting is not None else None
             tokens = block(tokens, prompts, class_row and i == last)
         return tokens

@@ -26,16 +26,16 @@ from moe_prompt.vision.data.idx import read_idx
 from moe_prompt.vision.data.layouts.folders import ORDER, split_name
 from moe_prompt.vision.data.layouts.lists import named_classes
 from moe_prompt.vision.data.pictures import ArrayPictures
-from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes
+from moe_prompt.vision.data.tasks import Task, TaskLayout, TaskSplit, numbered_classes
 
 _IMAGES, _LABELS = {"images", "image", "x", "data"}, {"labels", "label", "y", "targets"}
 _IDX = re.compile(r"(?:.*-)?(train|val|test|t10k)[-_.](images|labels)[-_.]idx\d-ubyte(\.gz)?$", re.IGNORECASE)
-Parts = dict[str, dict[str, tuple[np.ndarray, str]]]
+_Parts = dict[str, dict[str, tuple[np.ndarray, str]]]
 """Split -> "images" or "labels" -> the array and what to call it."""
 
 
 @final
-class NumpyLayout(Layout):
+class NumpyLayout(TaskLayout):
     """.npz and .npy files."""
 
     name = "numpy"
@@ -45,7 +45,7 @@ class NumpyLayout(Layout):
         return bool(_numpy_files(path))
 
     def read(self, path: Path) -> Task:
-        parts: Parts = {}
+        parts: _Parts = {}
         for file in _numpy_files(path):
             for key, array in _arrays(file):
                 split, kind = _role(key, file)
@@ -94,7 +94,7 @@ def _role(key: str, file: Path) -> tuple[str, str | None]:
 
 
 @final
-class IdxLayout(Layout):
+class IdxLayout(TaskLayout):
     """idx files as those of MNIST and Fashion-MNIST."""
 
     name = "idx"
@@ -104,7 +104,7 @@ class IdxLayout(Layout):
         return path.is_dir() and any(_IDX.match(file.name) for file in path.iterdir())
 
     def read(self, path: Path) -> Task:
-        parts: Parts = {}
+        parts: _Parts = {}
         for file in sorted(path.iterdir()):
             match = _IDX.match(file.name)
             if match:
@@ -114,14 +114,14 @@ class IdxLayout(Layout):
         return _task(path, parts, self.name)
 
 
-def _task(path: Path, parts: Parts, layout: str) -> Task:
+def _task(path: Path, parts: _Parts, layout: str) -> Task:
     splits = {name: _split(path, name, parts[name]) for name in ORDER if name in parts}
     folder = path if path.is_dir() else path.parent
     classes = named_classes(folder) or numbered_classes([split.labels for split in splits.values()])
     return Task(path.resolve().stem if path.is_file() else path.resolve().name, classes, splits, path, layout)
 
 
-def _split(path: Path, name: str, arrays: Mapping[str, tuple[np.ndarray, str]]) -> Split:
+def _split(path: Path, name: str, arrays: Mapping[str, tuple[np.ndarray, str]]) -> TaskSplit:
     require(
         set(arrays) == {"images", "labels"},
         f"split {name} of {path} needs pictures and labels: found its {' and '.join(arrays)} alone.",
@@ -137,4 +137,4 @@ def _split(path: Path, name: str, arrays: Mapping[str, tuple[np.ndarray, str]]) 
         len(flat) == len(pictures),
         f"{labels_source} has {len(flat)} labels for the {len(pictures)} pictures of {source}.",
     )
-    return Split(name, pictures, flat.astype(np.int64), labels_source)
+    return TaskSplit(name, pictures, flat.astype(np.int64), labels_source)

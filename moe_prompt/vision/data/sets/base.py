@@ -17,7 +17,7 @@ from moe_prompt.vision.downloads.registries import RegistryFile
 
 Picture = NDArray[np.uint8]  # (height, width) grey or (height, width, 3) colour
 TRAINING, VALIDATION, TEST = "train800", "val200", "test"
-SIZES = {TRAINING: 800, VALIDATION: 200}
+SPLIT_SIZES = {TRAINING: 800, VALIDATION: 200}
 
 
 @dataclass(frozen=True)

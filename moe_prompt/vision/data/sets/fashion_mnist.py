@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_prompt.vision.data.idx import read_idx
-from moe_prompt.vision.data.sets.base import SIZES, TEST, ImageSetSource, ImageTask, capped
+from moe_prompt.vision.data.sets.base import SPLIT_SIZES, TEST, ImageSetSource, ImageTask, capped
 from moe_prompt.vision.data.sets.splits import stratified_split
 from moe_prompt.vision.downloads.archives import member, read_members
 from moe_prompt.vision.downloads.registries import DebianFile, RegistryFile
@@ -52,9 +52,9 @@ class FashionMNIST(ImageSetSource):
         tested = {picture.tobytes() for picture in pictures["t10k"]}
         contents = [picture.tobytes() for picture in pictures["train"]]
         pool = np.array([i for i, content in enumerate(contents) if content not in tested])
-        drawn = stratified_split(labels["train"][pool], SIZES, seed, [contents[i] for i in pool])
+        drawn = stratified_split(labels["train"][pool], SPLIT_SIZES, seed, [contents[i] for i in pool])
         test = capped(np.arange(len(labels["t10k"])), labels["t10k"], test_size, seed)
-        chosen = {name: pool[drawn[name]] for name in SIZES}
+        chosen = {name: pool[drawn[name]] for name in SPLIT_SIZES}
         splits = {name: (pictures["train"][at], labels["train"][at]) for name, at in chosen.items()}
         left_out = len(contents) - len(pool)
         yield ImageTask(
