@@ -13,14 +13,14 @@ import typer
 
 from moe_prompt.cli import main
 from moe_prompt.vision.checkpoints.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
-from moe_prompt.vision.commands.quick import METHODS as QUICK_METHODS
+from moe_prompt.vision.commands.quick import COMPARED as QUICK_METHODS
 from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.sets.fetch import SETS
 from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.report.outcomes import sections
-from moe_prompt.vision.report.report import report
+from moe_prompt.vision.report.report import tuning_report
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.tuning.recipes import GRIDS, SEEDS
 from moe_prompt.vision.tuning.run_spec import protocol_of
@@ -339,7 +339,7 @@ ROWS = ROOT / "experiments" / "results" / "images.csv"
 
 
 def test_measured_tables_are_those_of_the_committed_rows():
-    assert MEASURED.endswith(report(read_rows(ROWS)).markdown())
+    assert MEASURED.endswith(tuning_report(read_rows(ROWS)).markdown())
     assert "(images-measured.md)" in PAGE
 
 

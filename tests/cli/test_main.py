@@ -249,7 +249,7 @@ def test_a_damaged_database_is_a_sentence_and_stays_as_it_is(command, tmp_path, 
     before = path.read_bytes()
     code, shown, errors = command(*words, "--out", "a")
     assert code == 2 and shown == "" and errors.count("\n") == 1
-    assert "other columns" in errors if damage == "columns" else "not a usable results database" in errors
+    assert "other columns" in errors if damage == "columns" else "not a usable database" in errors
     assert path.read_bytes() == before
 
 

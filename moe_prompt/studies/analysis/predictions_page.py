@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_prompt.basics.tables import markdown
 from moe_prompt.errors import InputError
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries, cells_of
@@ -93,7 +94,7 @@ def write(page: str, path: Path) -> None:
 
 def _families(reports: Iterable[FamilyReport], studies: Sequence[Measured], figures: str) -> str:
     head = ("family", "rank", "sigma_2", "L' = L", "n MSE / s^2 at least", "measured", "L' > L", "measured", "why")
-    return _markdown([head, *(_family(report, studies, figures) for report in reports)])
+    return markdown([head, *(_family(report, studies, figures) for report in reports)])
 
 
 def _family(report: FamilyReport, studies: Sequence[Measured], figures: str) -> tuple[str, ...]:
@@ -140,7 +141,7 @@ def _study(found: Measured, figures: str) -> tuple[str, ...]:
     for cell, own in quantities.items():
         rows.append((*cell, *(_against(own.get(name), summaries.get((*cell, name))) for name in names)))
     head = f"**{_figure(study.name, figures)}**:" if found.cells else f"**{study.name}**, claimed and not measured yet:"
-    parts = (f"{head} {study.claim}.", _markdown(rows))
+    parts = (f"{head} {study.claim}.", markdown(rows))
     return (*parts, caption(study, found.cells)) if found.cells else parts
 
 
@@ -163,8 +164,3 @@ def _slope(cell: CellSummary) -> str:
 
 def _figure(study: str, figures: str) -> str:
     return f"[{study}]({figures}/{study}.png)"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ([word.replace("|", "\\|") for word in row] for row in rows)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
