@@ -51,9 +51,7 @@ class TrustRegion:
         self.done, self.stuck, self.broken, self.saddle, self.escaped = (none.clone() for _ in range(5))
         self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
         self.released = self.held.clone()  # let go since the last move
-        self.kink = torch.full_like(
-            self.objective, torch.nan
-        )  # of stuck problems, see moe_prompt.estimation.over_specified.kinks
+        self.kink = torch.full_like(self.objective, torch.nan)  # offsets of stuck problems, by `kinks`
         self.done |= ~self.gram.isfinite().all((1, 2))
         self.objective[self.done] = torch.inf
         self.stale = ~self.done  # where the quadratic model is not that of theta
