@@ -98,7 +98,7 @@ def test_what_is_held_is_let_go_where_newton_takes_it_inwards(solve, monkeypatch
     def at_once(state: TrustRegion, k: torch.Tensor) -> torch.Tensor:
         let_go = (state.held & state.free())[k]
         state.held[k] &= ~let_go
-        state.stale[k] |= let_go.any(1)
+        state.status[k[let_go.any(1)]] = Status.MOVED
         return let_go.any(1)
 
     monkeypatch.setattr(TrustRegion, "_release", at_once)
