@@ -204,8 +204,8 @@ BAD = {
     "no picture": ([*VIEW, "none.png"], "none.png does not exist"),
     "corrupt picture": (on_text(*VIEW), "cannot be read as a picture"),
     "two heads": ([*VIEW, str(PHOTO), "--random-head", "--weights", "a"], "exclude each other"),
-    "no weights": ([*VIEW, str(PHOTO), "--weights", "none.safetensors"], "is not a file"),
-    "corrupt weights": (on_text(*VIEW, str(PHOTO), "--weights"), "not a readable safetensors file"),
+    "no weights": ([*VIEW, str(PHOTO), "--weights", "none.safetensors"], "does not exist"),
+    "corrupt weights": (on_text(*VIEW, str(PHOTO), "--weights"), "none of the checkpoints known here"),
     "unknown prompt": ([*VIEW, str(PHOTO), "--prompt", "vat"], "unknown prompt"),
     "unknown picture format": ([*VIEW, str(PHOTO), "--out", "a.xyz"], r"figures are written as \.png"),
 }
