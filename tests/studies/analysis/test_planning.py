@@ -134,12 +134,14 @@ def test_a_pilot_foretells_the_cost_of_the_run(tmp_path):
 def test_words_and_json():
     forecast = plan(MANY, ROWS, set(), jobs=2, width=0.01)
     words = plan_text(forecast, MANY, "480 rows of here")
-    assert "small: 480 fits, 480 of them to be computed" in words and "from  480 rows of here" in words
-    assert re.search("cost  5 s of one core .*, 2 s with 2 workers", words)
+    assert "small: 480 fits, 480 of them" in words and "480 rows of here" in words
+    assert re.search("5 s on one core, 2 s with 2 workers", words)
     own, longer = forecast.wanted
     assert f"  {own.replicates} replicates: " in words
-    assert f"  {longer.replicates} replicates, with n = {', '.join(map(str, longer.sizes[3:]))} added" in words
-    assert "intervals at most" not in plan_text(plan(MANY, ROWS, set()), MANY, "")
+    assert (
+        f"  {longer.replicates} replicates, with the sizes n = {', '.join(map(str, longer.sizes[3:]))} added" in words
+    )
+    assert "95 % intervals" not in plan_text(plan(MANY, ROWS, set()), MANY, "")
     told = json.loads(json.dumps(forecast.to_dict(), allow_nan=False))
     assert told["left"] == 480 and len(told["slopes"]) == 6 and len(told["wanted"]) == 2
 
