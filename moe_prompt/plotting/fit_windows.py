@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_prompt.plotting import style
-from moe_prompt.studies.analysis.cells import errors_by_size
-from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.rate_fit import errors_by_size, fit_rate
 
 WINDOWS = ((100, 100_000), (1000, 100_000), (10_000, 100_000))
 STORED = {"two": -0.64}

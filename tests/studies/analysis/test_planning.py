@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.studies.analysis.cells import cells_of, errors_by_size
+from moe_prompt.studies.analysis.cells import cells_of
 from moe_prompt.studies.analysis.planning import plan_study, plan_text, seconds_per_fit
-from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.rate_fit import errors_by_size, fit_rate
 from moe_prompt.studies.base import Quantity
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import Results
