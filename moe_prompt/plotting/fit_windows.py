@@ -16,7 +16,7 @@ from moe_prompt.studies.analysis.rate_fit import errors_by_size, fit_rate
 WINDOWS = ((100, 100_000), (1000, 100_000), (10_000, 100_000))
 STORED = {"two": -0.64}
 """The slope that the stored results of arXiv 2305.03288's public code give."""
-COLUMN, OURS, PUBLISHED = "voronoi_loss", "random starts, to the maximum", "published starts and stop rule"
+COLUMN, OURS, PUBLISHED = "voronoi_loss", "random starts and the maximum", "published starts and stop rule"
 COLOURS = {OURS: style.INK, PUBLISHED: style.LINE}
 MARKS = {"mean": "o", "median": "s"}
 COUNTS = {"two": "two experts fitted to two", "three": "three experts fitted to two"}
