@@ -1,4 +1,4 @@
-"""Carry out trainings: each once, each a row at once, resumed where it was killed, by as many processes as one likes.
+"""Carry out trainings, each of them once. Several processes may share the work, and a killed run is resumed.
 
     problem = TuningProblem(backbone, "vit-b/16", task, preprocessing)     # opened once, for many runs
     row = run_training(problem.trial(method, recipe), folder, problem)    # evaluated on validation pictures
@@ -50,12 +50,12 @@ def run_training(
 ) -> RunRow:
     """The row of this training: from the table where it was run before, otherwise trained now and written at once.
 
-    A training whose loss is not finite is a row that says so, and is not tried again. Of processes that ask for the
-    same run one trains and the others wait for its row, or with ``wait=False`` get
-    :class:`~moe_prompt.vision.runtime.locks.Busy`. A killed run goes on from its last saved state.
+    A training whose loss is not finite gives a row that says so, and is not tried again. If several processes ask for
+    the same run, one trains and the others wait for its row; with ``wait=False`` they raise
+    :class:`~moe_prompt.vision.runtime.locks.Busy`. A killed run continues from its last saved state.
 
     Raises:
-        InputError: what the training raises; nothing is written then.
+        InputError: as the training raises it; no row is written then.
     """
     folder = Path(folder)
     table, place = RunTable(folder / DATABASE), folder / "runs" / spec.key
@@ -106,9 +106,9 @@ def _trained(
 def _seen(
     spec: RunSpec, problem: TuningProblem, classifier: Classifier
 ) -> tuple[Dataset, Dataset, tuple[float, float]]:
-    """What is trained and evaluated on, and the seconds of what was computed of it before, here or in another run.
+    """The training and evaluation sets, and the seconds that computing their features took.
 
-    Pictures, or the features of a frozen backbone, which all runs of one process share.
+    They are pictures, or the features of a frozen backbone, which all runs of one process share.
     """
     places = (spec.training, spec.share), (spec.evaluation, spec.evaluation_share)
     training = problem.dataset(*places[0], training=True, seed=spec.recipe.seed)

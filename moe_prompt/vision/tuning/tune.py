@@ -5,9 +5,9 @@
 3. With it, five runs with the seeds 42, 44, 82, 100 and 800 on the final pair (train800val200 / test); the accuracy
    after the last epoch is the result.
 
-Trials are rows in the table of runs and trials of an Optuna study in SQLite, both in `folder`: the same command goes on
-after a kill, and several processes with the same command share the work. A trial that was run is never run again, one
-that was killed goes on from its last saved state, and one whose loss is not finite counts as accuracy 0.
+Each trial is a row in the table of runs and a trial of an Optuna study; both are SQLite files in `folder`. After a kill
+the same command continues, and several processes with the same command share the work. No trial is run twice, a killed
+trial continues from its last saved state, and a trial whose loss is not finite counts as accuracy 0.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from moe_prompt.vision.tuning.searches import (
 
 STORAGE = "search.sqlite"
 Evaluate = Callable[[Point, bool], float]
-"""The accuracy at a point; without leave to wait (False) it may raise `Busy`."""
+"""Returns the accuracy at a point. With False it does not wait for another process and may raise `Busy`."""
 Explorer = Callable[[Search, Evaluate, Path, str], "tuple[Point, ...]"]
 
 
 def untold(sentence: str) -> None:
-    """Nobody listens."""
+    """Ignores the sentence."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning one method on one task gave: the trials, the one chosen, and the final runs."""
+    """The result of tuning one method on one task: the trials, the best of them, and the final runs."""
 
     label: str
     trials: tuple[RunRow, ...]
@@ -113,8 +113,8 @@ def tune(
 ) -> Tuned:
     """Search, choose, and train the chosen one with every seed.
 
-    `recipe` gives everything but what is searched; its optimizer becomes that of the search's grid. The `explorer`
-    carries out the search: :func:`explore`, through Optuna, unless :func:`go_through` is given.
+    `recipe` gives everything but learning rate, weight decay and optimizer, which come from the search. The `explorer`
+    carries out the search: by default :func:`explore`, through Optuna; :func:`go_through` needs no Optuna.
 
     Raises:
         InputError: no validation split, no trial with a result, or what a training raises; rows written so far stay.
@@ -147,8 +147,8 @@ def tune(
 def explore(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tuple[Point, ...]:
     """Carry out a search through Optuna.
 
-    The study `name` in the database `storage` says which trials are begun and done. A trial that is begun and that
-    nobody works on (its process died) is taken up first. Points come back in the order of their trials.
+    The study `name` in the database `storage` knows which trials are begun and done. A trial whose process died is
+    finished first. Returns the points in the order of their trials.
     """
     optuna = optuna_module()
     lock = storage.with_name(storage.name + ".lock")
@@ -171,7 +171,7 @@ def explore(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tup
 
 
 def go_through(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tuple[Point, ...]:
-    """Carry out a planned search by itself, without Optuna: the table of runs remembers what was done.
+    """Carry out a planned search without Optuna; the table of runs remembers what was done.
 
     Raises:
         InputError: a search that draws its points, which needs Optuna.
@@ -190,7 +190,7 @@ def _database(optuna: Any, path: Path) -> Any:
 
 
 def _under_way(study: Any, optuna: Any, lock: Path) -> list[Any]:
-    """Trials that are begun and not done; those killed before they had a point are closed."""
+    """Trials that are begun and not done. Trials that were killed before they had a point are closed."""
     with exclusively(lock):
         running = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
         for trial in running:
