@@ -143,11 +143,7 @@ def predict_command(
     say(loaded.sentence())
     found = predictor(FilePictures("", pictures))
     if json_:
-        told = [
-            {"picture": p.picture, "class": p.name, "probability": p.probability, "probabilities": p.probabilities}
-            for p in found
-        ]
-        show_json({"tuned": str(tuned), "classes": predictor.classes, "pictures": told})
+        show_json({"tuned": str(tuned), "classes": predictor.classes, "pictures": [p.to_dict() for p in found]})
         return
     widths = max(map(len, pictures)), max(map(len, predictor.classes))
     for p in found:

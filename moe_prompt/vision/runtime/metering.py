@@ -64,8 +64,6 @@ def measure(
         peak = memory.increase()
         flops = _flops(model, images, precision)
         seconds = [_seconds(run, device, repeats) for run in (forward, step)]
-    learned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    head = sum(count for name, count in learned.items() if name.startswith("head."))
     return Cost(
         flops_forward=flops[0],
         flops_step=flops[1],
@@ -74,10 +72,18 @@ def measure(
         images_per_second=batch / seconds[1],
         peak_memory_mb=peak,
         memory_kind=memory.kind,
-        tuned_parameters=sum(learned.values()) - head,
-        head_parameters=head,
-        all_parameters=sum(p.numel() for p in model.parameters()),
+        **_parameters(model),
     )
+
+
+def _parameters(model: nn.Module) -> dict[str, int]:
+    learned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    head = sum(count for name, count in learned.items() if name.startswith("head."))
+    return {
+        "tuned_parameters": sum(learned.values()) - head,
+        "head_parameters": head,
+        "all_parameters": sum(p.numel() for p in model.parameters()),
+    }
 
 
 def flops(model: nn.Module, image_size: tuple[int, int], precision: str = "float32") -> tuple[int, int]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,6 +41,11 @@ class Prediction:
     def probability(self) -> float:
         """The probability of the predicted class, as the softmax gives it; it is not calibrated."""
         return self.probabilities[self.label]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        told = {"picture": self.picture, "class": self.name, "probability": self.probability}
+        return {**told, "probabilities": self.probabilities}
 
 
 @dataclass(frozen=True)

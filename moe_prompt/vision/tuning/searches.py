@@ -228,12 +228,8 @@ def search_named(name: str, optimizer: str = "sgd", trials: int | None = None) -
     paper = choose("optimizer of a grid", optimizer, GRIDS["paper"])
     if name in ("random", "tpe"):
         return DrawnSearch(paper, DEFAULT_TRIALS if trials is None else trials, name)
-    search: Search = {
-        "paper": GridSearch(paper),
-        "coordinates": CoordinateSearch(paper),
-        "small": GridSearch(GRIDS["small"][optimizer]),
-        "rates": GridSearch(GRIDS["rates"][optimizer]),
-    }[name]
+    grid = GRIDS[name][optimizer] if name in GRIDS else paper
+    search: Search = CoordinateSearch(grid) if name == "coordinates" else GridSearch(grid)
     require(
         trials is None or trials == search.trials,
         f"the search {name!r} has {search.trials} trials of its own: got {trials}; leave the number out, or take "

@@ -120,28 +120,45 @@ def tune(
         InputError: no validation split, no trial with a result, or what a training raises; rows written so far stay.
     """
     require(int(os.environ.get("WORLD_SIZE", "1")) == 1, "start `tune` several times instead of under torchrun.")
-    folder, label = Path(folder), label or method.name
-    recipe = replace(recipe, optimizer=search.optimizer)
+    work = _Tuning(problem, method, replace(recipe, optimizer=search.optimizer), Path(folder), label, progress, tell)
+    name = f"{work.trial(Point(0.0, 0.0)).search_key} {search.name}"
+    points = (explorer or explore)(search, work.evaluate, work.folder / STORAGE, name)
+    trials = tuple(run_training(work.trial(point), work.folder, problem) for point in points)
+    best = choose_best(trials)
+    return Tuned(label or method.name, trials, best, tuple(work.final(_point(best), seed) for seed in seeds))
 
-    def trial(point: Point) -> RunSpec:
-        tried = replace(recipe, base_lr=point.base_lr, weight_decay=point.weight_decay)
-        return problem.trial(method, tried, label)
 
-    def evaluate(point: Point, wait: bool) -> float:
-        row = run_training(trial(point), folder, problem, progress, wait)
-        tell(f"{problem.task_name}, {label}, lr {point.base_lr:g}, decay {point.weight_decay:g}: {_outcome(row)}")
+@dataclass(frozen=True)
+class _Tuning:
+    """One method on one task, as :func:`tune` was asked."""
+
+    problem: TuningProblem
+    method: Method
+    recipe: TrainingRecipe
+    folder: Path
+    label: str
+    progress: TrainingProgress
+    tell: Teller
+
+    def trial(self, point: Point) -> RunSpec:
+        return self.problem.trial(self.method, self._at(point), self.label)
+
+    def evaluate(self, point: Point, wait: bool) -> float:
+        row = run_training(self.trial(point), self.folder, self.problem, self.progress, wait)
+        self._tell(row, f"lr {point.base_lr:g}, decay {point.weight_decay:g}: ")
         return FAILED_ACCURACY if row.accuracy is None else row.accuracy
 
-    name = f"{trial(Point(0.0, 0.0)).search_key} {search.name}"
-    points = (explorer or explore)(search, evaluate, folder / STORAGE, name)
-    trials = tuple(run_training(trial(point), folder, problem) for point in points)
-    best = choose_best(trials)
-    finals = []
-    for seed in seeds:
-        chosen = replace(recipe, base_lr=best.base_lr, weight_decay=best.weight_decay, seed=seed)
-        finals.append(run_training(problem.final(method, chosen, label), folder, problem, progress))
-        tell(f"{problem.task_name}, {label}, seed {seed}, tested: {_outcome(finals[-1])}")
-    return Tuned(label, trials, best, tuple(finals))
+    def final(self, point: Point, seed: int) -> RunRow:
+        spec = self.problem.final(self.method, replace(self._at(point), seed=seed), self.label)
+        row = run_training(spec, self.folder, self.problem, self.progress)
+        self._tell(row, f"seed {seed}, tested: ")
+        return row
+
+    def _at(self, point: Point) -> TrainingRecipe:
+        return replace(self.recipe, base_lr=point.base_lr, weight_decay=point.weight_decay)
+
+    def _tell(self, row: RunRow, words: str) -> None:
+        self.tell(f"{row.task}, {row.label}, {words}{_outcome(row)}")
 
 
 def explore(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tuple[Point, ...]:
