@@ -100,7 +100,7 @@ class StateFile:
             beside.unlink(missing_ok=True)
             raise InputError(
                 f"the state of the training cannot be saved as {self.path} ({error}): make room there, or name "
-                "another folder; what was saved before is kept, and the same command goes on from it."
+                "another folder; the last saved state is kept, and the same command continues from it."
             ) from error
 
     def read(self) -> bytes | None:
@@ -138,6 +138,6 @@ class StateFile:
             told = "" if wanted == found else f"{found!r} was saved and this one is {wanted!r}"
         require(
             not told,
-            f"{self.path} is of a training with another {name} ({told}): go on as it was begun, name another "
-            "folder, or delete the file to begin again.",
+            f"{self.path} is of a training with another {name} ({told}): continue with its settings, name "
+            "another folder, or delete the file to begin again.",
         )
