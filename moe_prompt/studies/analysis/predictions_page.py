@@ -73,7 +73,7 @@ def document(reports: Iterable[FamilyReport], studies: Sequence[Measured], sourc
         "## Families in the regression model",
         _FAMILIES,
         markdown([_FAMILY_HEAD, *(_family(report, of_families) for report in reports)]),
-        "Why the rate with too many prompts is what it is:",
+        _WHY,
         "\n".join(f"- **{report.family}**: {report.reason}" for report in reports),
         "## Studies in the regression model",
         _STUDIES,
@@ -96,6 +96,9 @@ Rank, bound and sigma_2 are computed at one generic truth of each family, as `mo
 - **n MSE / s^2 at least** is the Cramér-Rao bound: n times the mean square error of the parameters is at least this number times the variance s^2 of the noise.
 - **sigma_2** says how much the function changes when one prompt splits in two. If it is positive, an over-specified fit learns the split at n^-1/4. If it is 0, the fit learns the split more slowly or not at all. This is derived to leading order, for one prompt too many and masses bounded below. With more prompts too many, the condition is that no sum of splits cancels.
 - **measured in** names the studies with cells of this family; their slopes are below."""  # noqa: E501
+
+_WHY = """\
+Why the rate with L' > L is what it is. Here f is the function of the model, e^b the mass of the prompt that splits, and the direction of a split is named by the parameters that it changes."""  # noqa: E501
 
 _STUDIES = """\
 A number is the slope of log error on log n in the study's window, with its bootstrap standard error; it is the slope of the mean, or of the median where that is said. In brackets stands the slope that theory predicts, "-" where it predicts none. Behind it follows, where theory gives a constant too, the error measured at the largest n over the predicted one. A cell in which a model is fitted to the data of another family has no rate and is left out."""  # noqa: E501
