@@ -115,7 +115,7 @@ def _group_line(name: str, group: Sequence[CellSummary]) -> tuple[str, ...]:
 def _is_met(summary: CellSummary) -> bool:
     """Whether the slope is within three standard errors of its prediction."""
     assert summary.slope is not None and summary.quantity.slope is not None
-    return abs(summary.slope - summary.quantity.slope) <= 3 * (summary.stderr or 0)
+    return abs(summary.slope - summary.quantity.slope) <= 3 * (summary.stderr or 0) + 1e-12
 
 
 def _range(numbers: Sequence[str]) -> str:
