@@ -1,8 +1,14 @@
-"""Activation functions with what the theory needs to know of each: two derivatives and its symmetries.
+"""Activation functions, each with its first two derivatives and the symmetries that the theory asks for.
 
-A hidden unit ``w2 * act(w1 . x)`` can be rewritten without changing the function when ``act`` is odd (flip both
-signs), positively homogeneous (scale one weight by c > 0, the other by 1/c) or linear (any invertible mixing of the
-units). These three flags decide which prompt experts can be told apart: see :mod:`moe_prompt.measures.symmetries`.
+A hidden unit ``w2 * act(w1 . x)`` can be rewritten with other weights and stay the same function in three cases:
+
+| ``act`` is             | rewriting that leaves the function unchanged                |
+|------------------------|-------------------------------------------------------------|
+| odd                    | change the sign of ``w1`` and of ``w2``                     |
+| positively homogeneous | multiply ``w1`` by any c > 0 and ``w2`` by 1/c              |
+| linear                 | mix the hidden units by any invertible matrix, and undo it  |
+
+These three flags decide which prompt experts can be told apart (`measures.symmetries`).
 """
 
 from __future__ import annotations
@@ -19,13 +25,18 @@ from moe_prompt.errors import choose
 
 @dataclass(frozen=True)
 class Activation:
-    """A scalar function applied elementwise, ``act(z)``, and its derivatives as functions of ``(z, act(z))``."""
+    """A scalar function ``act(z)``, applied to every element of a tensor, and its derivatives.
+
+    ``derivative`` and ``second_derivative`` are called with ``z`` and ``a = act(z)``, both of one shape, and return a
+    tensor of that shape. Most derivatives are cheap once ``a`` is known.
+    """
 
     name: str
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
-    second_derivative: Callable[[Tensor, Tensor], Tensor] | None = None  # None: by automatic differentiation
+    second_derivative: Callable[[Tensor, Tensor], Tensor] | None = None  # None: autograd differentiates `derivative`
     odd: bool = False
+    even: bool = False
     homogeneous: bool = False
     linear: bool = False
 
@@ -33,7 +44,7 @@ class Activation:
         return self.function(z)
 
     def second(self, z: Tensor, a: Tensor) -> Tensor:
-        """act''(z), given z and a = act(z)."""
+        """Second derivative act''(z) from z and a = act(z), elementwise."""
         if self.second_derivative is not None:
             return self.second_derivative(z, a)
         return torch.func.grad(lambda point: self.derivative(point, self.function(point)).sum())(z)
@@ -58,13 +69,16 @@ _ALL = (
     Activation("sigmoid", torch.sigmoid, lambda _, a: a * (1 - a), lambda _, a: a * (1 - a) * (1 - 2 * a)),
     Activation("gelu", lambda z: z * torch.special.ndtr(z), _gelu_derivative, _gelu_second),
     Activation("relu", torch.relu, lambda z, _: (z > 0).to(z), _zero, homogeneous=True),
-    Activation("square", lambda z: z * z, lambda z, _: 2 * z, lambda z, _: torch.full_like(z, 2.0)),
+    Activation("square", lambda z: z * z, lambda z, _: 2 * z, lambda z, _: torch.full_like(z, 2.0), even=True),
 )
 ACTIVATIONS: dict[str, Activation] = {activation.name: activation for activation in _ALL}
 
 
 def activation(name: str | Activation) -> Activation:
-    """Look an activation up by name; an :class:`Activation` passes through.
+    """The activation of this name; an :class:`Activation` is returned as it is.
+
+    Raises:
+        InputError: an unknown name; the message lists the known ones.
 
     >>> activation("tanh").odd
     True

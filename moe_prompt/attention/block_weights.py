@@ -1,12 +1,14 @@
-r"""The attention of one ViT block, found by its tensors' names.
+r"""The attention weights of one ViT block, found in a file by the names of its tensors.
+
+The first column has the names of this package, the other two what the names in a file may end with:
 
 | here                     | timm                       | separate maps (transformers, ...)                       |
 |--------------------------|----------------------------|---------------------------------------------------------|
 | W_Q, W_K, W_V            | attn.qkv.weight (3 d, d)   | query / key / value or q_proj / k_proj / v_proj .weight |
 | W_O                      | attn.proj.weight           | proj / out_proj / o_proj / output.dense .weight         |
-| layer norm of the block  | norm1.weight               | layernorm_before / layer_norm1 / ln_1 .weight           |
 
-Prefixes are free; biases are optional. Files store maps as (out, in); here they act as x @ w and are (in, out).
+Any prefix may stand before these names, and biases may be missing. Files store a map as (out, in). This package
+applies it as x @ w, so every map is transposed to (in, out) when it is read.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from moe_prompt.attention.tensor_files import bias_of, checked, ends_with
 from moe_prompt.errors import InputError, require
@@ -26,12 +28,15 @@ from moe_prompt.errors import InputError, require
 _PACKED = ("qkv.weight", "in_proj_weight")
 _SEPARATE = {"query.weight": ("key.weight", "value.weight"), "q_proj.weight": ("k_proj.weight", "v_proj.weight")}
 _OUTPUT = ("proj.weight", "out_proj.weight", "o_proj.weight", "output.dense.weight")
-_NORM = ("norm1.weight", "layernorm_before.weight", "layer_norm1.weight", "ln_1.weight")
 
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """W_Q, W_K (dim, h d_k), W_V (dim, h d_v), W_O (h d_v, dim), heads side by side, with their biases."""
+    """The four maps of an attention layer and their biases, the columns of its h heads side by side.
+
+    Shapes: `w_q`, `w_k` (dim, h d_k); `w_v` (dim, h d_v); `w_o` (h d_v, dim); one bias per column of each.
+    Raises InputError when the shapes do not fit together.
+    """
 
     w_q: Float[Tensor, "_ _"]
     w_k: Float[Tensor, "_ _"]
@@ -48,58 +53,41 @@ class AttentionWeights:
         fits = fits and all(shapes[f"b_{name}"] == shapes[f"w_{name}"][1:] for name in "qkvo")
         require(
             fits,
-            "attention needs w_q, w_k (dim, h d_k), w_v (dim, h d_v), w_o (h d_v, dim) and a bias per column: got "
+            "attention needs w_q, w_k (dim, h d_k), w_v (dim, h d_v), w_o (h d_v, dim) and one bias per column: got "
             + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             + ".",
         )
 
     @classmethod
     def random(cls, dim: int, generator: Generator | None = None, dtype: torch.dtype | None = None) -> AttentionWeights:
-        """Square maps with entries from N(0, 1 / dim), no biases."""
+        """Four (dim, dim) maps with independent N(0, 1 / dim) entries, and biases of zero."""
         weights = [torch.randn(dim, dim, generator=generator, dtype=dtype) / math.sqrt(dim) for _ in range(4)]
         return cls(*weights, *(torch.zeros(dim, dtype=dtype) for _ in range(4)))
 
 
-@dataclass(frozen=True)
-class Block:
-    """The attention of one block and the layer norm before it (None: the file has none), under the file's prefix."""
-
-    name: str
-    attention: AttentionWeights
-    norm: tuple[Tensor, Tensor] | None
-
-    def normalise(self, tokens: Float[Tensor, "*batch tokens dim"]) -> Float[Tensor, "*batch tokens dim"]:
-        """What the attention sees of the block's input: its layer norm, or a plain one."""
-        weight, bias = self.norm or (None, None)
-        return nn.functional.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps=1e-6)
-
-
-def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the tensors") -> Block:
-    """The `block`-th attention block, numbered from 0 in the natural order of the names.
+def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the tensors") -> AttentionWeights:
+    """The maps of the `block`-th attention block, numbered from 0 in the natural order of the names.
 
     Raises:
-        InputError: naming `source`: no such block, missing or non-finite tensors, shapes that do not fit.
+        InputError: there is no such block, a tensor is missing or holds numbers that are not finite, or shapes do not
+            fit. The message begins with `source` or names it.
     """
     stems = {name: stem for name in tensors for stem in (*_PACKED, *_SEPARATE) if ends_with(name, stem)}
     require(
         bool(stems),
         f"{source} holds no attention block: it needs attn.qkv.weight, or query/key/value or q_proj/k_proj/v_proj "
-        f"weights; got {', '.join(list(tensors)[:3]) or 'no tensor at all'}.",
+        f"weights, and got {', '.join(list(tensors)[:3]) or 'no tensor at all'}.",
     )
     require(
         0 <= block < len(stems),
-        f"{source} holds {len(stems)} attention block(s), numbered from 0: got block {block}.",
+        f"{source} holds {len(stems)} attention block(s), numbered from 0: got block {block}; choose one of them.",
     )
     name = sorted(stems, key=_natural)[block]
-    prefix = name.removesuffix(stems[name])
-    attention = _attention(tensors, prefix, stems[name], source)
-    norm = _nearest(tensors, prefix, _NORM)
-    normalisation = (checked(tensors, norm, source), bias_of(tensors, norm, source)) if norm else None
-    return Block(prefix.rstrip("."), attention, normalisation)
+    return _attention(tensors, name.removesuffix(stems[name]), stems[name], source)
 
 
 def _attention(tensors: Mapping[str, Tensor], prefix: str, stem: str, source: str) -> AttentionWeights:
-    """W_Q, W_K, W_V and W_O of the block whose names begin with `prefix`, transposed."""
+    """W_Q, W_K, W_V and W_O of the block whose names begin with `prefix`, transposed to (in, out)."""
     if stem in _PACKED:
         packed = checked(tensors, prefix + stem, source)
         require(
@@ -114,10 +102,13 @@ def _attention(tensors: Mapping[str, Tensor], prefix: str, stem: str, source: st
         biases = [bias_of(tensors, name, source) for name in names]
     output = _nearest(tensors, prefix, _OUTPUT)
     if output is None:
-        raise InputError(f"{source} lacks the output map of {prefix}{stem}: it needs attn.proj.weight.")
+        raise InputError(f"{source} lacks the output map of {prefix}{stem}: add it under the name attn.proj.weight.")
     weights.append(checked(tensors, output, source))
     biases.append(bias_of(tensors, output, source))
-    require(all(w.ndim == 2 for w in weights), f"the maps of {prefix}{stem} in {source} need two axes (out, in).")
+    require(
+        all(w.ndim == 2 for w in weights),
+        f"every map of {prefix}{stem} in {source} needs two axes (out, in): got {[w.ndim for w in weights]} axes.",
+    )
     try:
         return AttentionWeights(*(weight.mT for weight in weights), *biases)
     except InputError as error:
@@ -125,7 +116,7 @@ def _attention(tensors: Mapping[str, Tensor], prefix: str, stem: str, source: st
 
 
 def _nearest(tensors: Mapping[str, Tensor], prefix: str, names: tuple[str, ...]) -> str | None:
-    """The first of `names` under `prefix` or, failing that, under its parent or grandparent."""
+    """The first of `names` that exists under `prefix`, else under its parent, else under its grandparent."""
     scopes = [prefix]
     for _ in range(2):
         scopes.append(re.sub(r"[^.]*\.$", "", scopes[-1]))
@@ -133,5 +124,5 @@ def _nearest(tensors: Mapping[str, Tensor], prefix: str, names: tuple[str, ...])
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts block 2 before block 10."""
+    """A sorting key that reads digits as numbers: block 2 stands before block 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,10 +1,11 @@
-r"""Gates: how the scores of the experts become their weights. A gate knows nothing of the experts themselves.
+r"""Gates: rules that turn the experts' scores into their weights, knowing nothing else of the experts.
 
 Every gate maps the scores of N pre-trained experts and N_p prompt experts to N + N_p weights per query,
 
     forward(pretrained_scores (*batch, queries, N), prompt_scores (*batch, queries, N_p)) -> (*batch, queries, N + N_p)
 
-with an optional log-weight b_j added to each prompt's score: real attention has b = 0, the statistical model does not.
+A log-weight b_j may be added to the score of prompt j. Attention has no log-weights (b = 0); the statistical model
+learns them.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Scores = Float[Tensor, "*batch queries experts"]
 
 
 class Gate(nn.Module, ABC):
-    """Scores to weights."""
+    """The base of all gates: a subclass turns scores into weights in `forward`."""
 
     rowwise: ClassVar[bool] = True
-    """Whether the weights of a query depend on its own scores alone."""
+    """True if the weights of a query depend on the scores of this query alone."""
 
     @abstractmethod
     def forward(
@@ -35,22 +36,22 @@ class Gate(nn.Module, ABC):
         prompt_scores: Float[Tensor, "*batch queries prompts"],
         log_weights: Float[Tensor, "*other prompts"] | None = None,
     ) -> Scores:
-        """Weights of all experts, pre-trained ones first."""
+        """Weights of all experts, (*batch, queries, N + N_p): the pre-trained experts first, then the prompts."""
 
 
 class ExponentialGate(Gate):
     r"""Softmax over all experts after a link on the prompts' scores: weight_j proportional to exp(link(s_j) + b_j).
 
-    Numerator and denominator of the mixture are then sums over atoms, which is what the theory of mixing measures
-    asks for; :class:`~moe_prompt.models.regression.RegressionModel` takes gates of this kind.
+    The numerator and the denominator of the mixture are then sums over prompts, as the theory of mixing measures
+    requires. Least squares with second derivatives (`estimation.over_specified`) needs a gate of this kind.
     """
 
     @abstractmethod
     def link(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The transformed scores and the link's derivative (None: the link is the identity)."""
+        """link(s) and link'(s), both of the shape of `scores`; the derivative is None if the link is the identity."""
 
     def bend(self, scores: Tensor) -> Tensor | None:
-        """The link's second derivative; None where it is zero."""
+        """The second derivative link''(s), of the shape of `scores`; None if it is zero everywhere."""
         return None
 
     def forward(
@@ -64,16 +65,17 @@ class ExponentialGate(Gate):
 
 
 class SoftmaxGate(ExponentialGate):
-    """Softmax over pre-trained and prompt experts together: standard attention (arXiv 2501.18936)."""
+    """Standard attention: link(s) = s, one softmax over all experts (arXiv 2501.18936, section 3)."""
 
     def link(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         return scores, None
 
 
 class NonlinearResidualGate(ExponentialGate):
-    r"""NoRGa: link(s) = s + alpha * act(tau * s) on the prompts' scores only (arXiv 2405.14124).
+    r"""NoRGa, the non-linear residual gate: link(s) = s + alpha * act(tau * s) (arXiv 2405.14124).
 
-    In a head `alpha` and `tau` are learnable scalars; a regression model holds them fixed.
+    The link acts on the scores of prompts only. A head learns the scalars `alpha` and `tau`; a regression model keeps
+    them fixed.
     """
 
     def __init__(self, alpha: float = 1.0, tau: float = 1.0, activation_name: str | Activation = "tanh") -> None:
@@ -95,9 +97,10 @@ class NonlinearResidualGate(ExponentialGate):
 
 
 class SigmoidGate(Gate):
-    """Every expert weighed by its own sigmoid(s + bias): experts do not compete (arXiv 2405.13997, 2409.04431).
+    """Every expert has the weight sigmoid(s + bias) of its own score (arXiv 2405.13997, 2409.04431).
 
-    `bias` is added to every score; -log(number of experts) keeps the total weight near that of a softmax.
+    Experts do not compete, so the weights of a query need not sum to one. With bias = -log(number of experts) their
+    sum is near one when scores are near zero.
     """
 
     def __init__(self, bias: float = 0.0) -> None:
@@ -115,17 +118,21 @@ class SigmoidGate(Gate):
 
 
 class TopKGate(Gate):
-    r"""Softmax over the pre-trained experts and the K prompts with the largest score averaged over queries.
+    r"""SMoPE: softmax over the pre-trained experts and K chosen prompts (arXiv 2509.24483).
 
-    The average over queries of x_i^T W_Q W_K^T p is xbar^T W_Q W_K^T p, one score per prompt: it chooses the K
-    prompts *and* is their score in every row (SMoPE, arXiv 2509.24483). The others weigh zero.
+    Each prompt has one score, the average of its scores over all queries: the average of x_i^T W_Q W_K^T p over i is
+    xbar^T W_Q W_K^T p. The K prompts of largest average score are chosen, and every query uses their average score
+    in its softmax. The other prompts have weight zero.
+
+    Raises:
+        InputError: k below 1, or above the number of prompts.
     """
 
     rowwise = False
 
     def __init__(self, k: int) -> None:
         super().__init__()
-        require(k >= 1, f"a top-K gate keeps at least one prompt: got k = {k}.")
+        require(k >= 1, f"a top-K gate keeps at least one prompt: got k = {k}; choose k >= 1.")
         self.k = k
 
     def forward(
@@ -143,9 +150,10 @@ class TopKGate(Gate):
 
 
 class ZeroInitGate(Gate):
-    r"""Zero-initialised attention: prompts have a softmax of their own, times tanh(a), a = 0 at the start (2502.03029).
+    r"""Zero-initialised attention: two separate softmaxes, that of the prompts times tanh(a) (arXiv 2502.03029).
 
-    Pre-trained experts keep their softmax untouched, so the first step of training starts from the pre-trained head.
+    The scalar a is learned and starts at 0. The prompts then weigh nothing, so training starts from the pre-trained
+    head.
     """
 
     def __init__(self, a: float = 0.0) -> None:

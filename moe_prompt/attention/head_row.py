@@ -1,6 +1,7 @@
-r"""One row of a bias-free attention head, read as a regression model on its flattened tokens (arXiv 2410.02200).
+r"""Row i of an attention head without biases, written as a mixture of experts in x = vec(X) (arXiv 2410.02200).
 
-With x = vec(X) row-major (token after token), e_i the i-th unit vector of R^N and M = W_Q W_K^T / sqrt(d_k),
+Here x has the N tokens one after the other, e_i is the i-th unit vector of R^N, (x) the Kronecker product, and
+M = W_Q W_K^T / sqrt(d_k):
 
 | expert                        | score                   | where                 | value               |
 |-------------------------------|-------------------------|-----------------------|---------------------|
@@ -19,14 +20,17 @@ from torch import Tensor
 
 from moe_prompt.errors import require
 
-_LARGEST = 10**8  # numbers in all A_j together: 0.8 GB in float64
+_LARGEST = 10**8  # all A_j together have at most this many numbers, 0.8 GB in float64
 
 
 @dataclass(frozen=True)
 class RowMixture:
-    """Pre-trained expert j: score x^T quadratic[j] x + constant[j], value values[j] x.
+    """Scores and values of one row's experts as functions of x = vec(X), (inputs,) with inputs = N dim.
 
-    A prompt with key k and value v: score x^T key_map k, value value_map v.
+    | expert                        | score                             | value         |
+    |-------------------------------|-----------------------------------|---------------|
+    | pre-trained expert j          | x^T quadratic[j] x + constant[j]  | values[j] x   |
+    | prompt with key k and value v | x^T key_map k                     | value_map v   |
     """
 
     quadratic: Float[Tensor, "pretrained inputs inputs"]
@@ -43,17 +47,19 @@ def row_mixture(
     row: int,
     num_tokens: int,
 ) -> RowMixture:
-    """A_j, a_j = 0, eta_j, B and C of row `row`; the dense A has N^3 dim^2 numbers, meant for few small tokens.
+    """The matrices A_j, eta_j, B and C of row `row`, and constants a_j = 0.
+
+    The dense matrices A_j have N^3 dim^2 numbers together, so this form is meant for few, small tokens.
 
     Raises:
-        InputError: a row out of range, or more numbers than memory should hold.
+        InputError: a row that does not exist, or more than 10^8 numbers in all A_j.
     """
     dim, key_dim = w_q.shape
-    require(0 <= row < num_tokens, f"a row of {num_tokens} tokens is in 0..{num_tokens - 1}: got {row}.")
+    require(0 <= row < num_tokens, f"a row of {num_tokens} tokens is one of 0..{num_tokens - 1}: got {row}.")
     require(
         num_tokens**3 * dim**2 <= _LARGEST,
         f"a row as a regression model holds N^3 dim^2 numbers, at most {_LARGEST:.0e}: got N = {num_tokens} tokens of "
-        f"dim {dim}, use fewer or smaller ones.",
+        f"dim {dim}; use fewer or smaller tokens.",
     )
     unit = torch.eye(num_tokens, dtype=w_q.dtype, device=w_q.device)
     m = w_q @ w_k.mT / math.sqrt(key_dim)

@@ -1,6 +1,7 @@
-r"""Attention heads as explicit mixtures of experts, pre-trained and prompt experts side by side.
+r"""Attention heads written out as mixtures of experts (arXiv 2501.18936, section 3).
 
-Row i of a head's output is one mixture; j runs over N pre-trained experts, then N_p prompts (arXiv 2501.18936),
+Row i of a head's output is one mixture of experts. The index j runs over N pre-trained experts, one per input token,
+and then over N_p prompt experts:
 
     h_i(X) = sum_j gate_ij(X) f_j(X)
 
@@ -10,8 +11,9 @@ Row i of a head's output is one mixture; j runs over N pre-trained experts, then
 | s_ij(X) sqrt(d_k) | `AttentionHeadMoE.scores` | (W_Q^T x_i + b_Q)^T (W_K^T x_j + b_K) | the same with key_j' |
 | gate_ij(X)        | `HeadOutput.gates`        | Gate(s_i)_j                           | Gate(s_i)_(N + j')   |
 
-A head with N queries is N mixtures that share experts and differ in gates; a layer composes heads by W_O. All is
-written out, to be read and taken apart; fused attention gives the same numbers faster.
+A head with N queries is N mixtures: they share their experts and differ in their gates. A layer joins the outputs of
+its heads by W_O. The code writes every term out so that it can be inspected; fused attention gives the same numbers
+faster.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from moe_prompt.attention.head_row import RowMixture, row_mixture
 from moe_prompt.attention.prompts import PromptExpert, PromptTokens
 from moe_prompt.errors import InputError, require
 
-EVERY_TOKEN = slice(None)
+EVERY_TOKEN = slice(None)  # prompt experts see all tokens
 
 
 class HeadScores(NamedTuple):
-    """s_ij of the pre-trained and of the prompt experts, before the gate."""
+    """Scores s_ij of the pre-trained experts and of the prompt experts, before the gate."""
 
     pretrained: Float[Tensor, "*batch queries pretrained"]
     prompts: Float[Tensor, "*batch queries prompts"]
@@ -43,7 +45,10 @@ class HeadScores(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """A head taken apart: output[i] = sum_j gates[i, j] experts[j], pre-trained experts first."""
+    """The output of a head and its parts: output[i] = sum_j gates[i, j] experts[j].
+
+    Pre-trained experts come first, then prompts.
+    """
 
     output: Float[Tensor, "*batch tokens value_dim"]
     gates: Float[Tensor, "*batch tokens experts"]
@@ -52,7 +57,7 @@ class HeadOutput:
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """A layer taken apart: output = concat_h(gates[h] @ experts[h]) W_O + b_O."""
+    """The output of a layer and its parts: output = concat_h(gates[h] @ experts[h]) W_O + b_O."""
 
     output: Float[Tensor, "*batch tokens dim"]
     gates: Float[Tensor, "*batch heads tokens experts"]
@@ -63,15 +68,15 @@ class AttentionHeadMoE(nn.Module):
     r"""One attention head: h_i(X) = sum_j gate_ij f_j, on tokens (*batch, N, dim).
 
     Args:
-        w_q, w_k: (dim, d_k); `w_v`: (dim, d_v). They act as x @ w and are buffers: what the head can learn, its
-            `parameters()`, is the prompt and the gate.
-        prompt: the prompt experts, evaluated on tokens[..., prompt_tokens, :]. None: the pre-trained head.
-        gate: scores to weights; None: :class:`~moe_prompt.attention.gates.SoftmaxGate`.
-        b_q, b_k, b_v: biases (d_k,), (d_k,), (d_v,). None: zero. With them, experts are affine.
-        prompt_tokens: which tokens the prompt expert sees, slice(1, None) hides a class token from VAPT.
+        w_q, w_k: (dim, d_k); `w_v`: (dim, d_v). A map acts as x @ w. Maps are frozen (buffers): the head learns the
+            prompt and the gate only.
+        prompt: the prompt experts, evaluated on tokens[..., prompt_tokens, :]. None gives the pre-trained head.
+        gate: the rule that turns scores into weights. None gives :class:`SoftmaxGate`.
+        b_q, b_k, b_v: biases (d_k,), (d_k,), (d_v,). None gives zeros. With biases the experts are affine.
+        prompt_tokens: the tokens that the prompt expert sees; slice(1, None) hides a class token from it.
 
     Raises:
-        InputError: shapes or dtypes that do not fit together.
+        InputError: shapes or dtypes do not fit together.
 
     References: arXiv 2405.14124, section 3; arXiv 2501.18936, section 3.
 
@@ -117,15 +122,15 @@ class AttentionHeadMoE(nn.Module):
         self.prompt, self.gate, self.prompt_tokens = prompt, gate or SoftmaxGate(), prompt_tokens
 
     def forward(self, tokens: Float[Tensor, "*batch tokens dim"]) -> HeadOutput:
-        """The mixture of every row."""
+        """The mixture of every row, its gates and its experts."""
         return self.mix(tokens, self.prompts(tokens))
 
     def scores(self, tokens: Float[Tensor, "*batch tokens dim"]) -> HeadScores:
-        """s_ij of all experts, before the gate."""
+        """Scores s_ij of all experts, before the gate."""
         return self._scores(tokens, self.prompts(tokens))
 
     def prompts(self, tokens: Float[Tensor, "*batch tokens dim"]) -> PromptTokens:
-        """Keys and values of the prompts, none where the head has no prompt expert."""
+        """Keys and values of the prompts, each (*batch, N_p, dim); N_p = 0 for a head without prompt experts."""
         dim = len(self.w_q)
         require(
             tokens.shape[-1] == dim and tokens.dtype == self.w_q.dtype,
@@ -142,7 +147,7 @@ class AttentionHeadMoE(nn.Module):
         return prompts
 
     def mix(self, tokens: Float[Tensor, "*batch tokens dim"], prompts: PromptTokens) -> HeadOutput:
-        """The mixture of every row for prompts already at hand."""
+        """The mixture of every row, from prompts that are already computed."""
         experts = torch.cat([tokens, prompts.value], dim=-2) @ self.w_v + self.b_v
         gates = self.gate(*self._scores(tokens, prompts))
         return HeadOutput(gates @ experts, gates, experts)
@@ -155,25 +160,28 @@ class AttentionHeadMoE(nn.Module):
         return HeadScores(scores[..., :pretrained], scores[..., pretrained:])
 
     def row_mixture(self, row: int, num_tokens: int) -> RowMixture:
-        """Row `row` as a regression model on x = vec(X), see :func:`~moe_prompt.attention.head_row.row_mixture`.
+        """Row `row` as a mixture of experts in x = vec(X) (`attention.head_row`).
 
         Raises:
-            InputError: a row out of range, too many tokens, or biases, whose linear terms this form has no place for.
+            InputError: a row that does not exist, too many tokens, or biases: this form has no linear terms.
         """
         require(
             not any(bias.any() for bias in (self.b_q, self.b_k, self.b_v)),
-            "a row is a pure quadratic form in x only without biases: build the head without b_q, b_k and b_v.",
+            "a row has quadratic scores in x only without biases: build the head without b_q, b_k and b_v.",
         )
         return row_mixture(self.w_q, self.w_k, self.w_v, row, num_tokens)
 
 
 class MultiHeadAttentionMoE(nn.Module):
-    r"""h heads that share one prompt expert and one gate, composed by W_O: concat_h(h_i) W_O + b_O.
+    r"""An attention layer: h heads that share one prompt expert and one gate, joined as concat_h(h_i) W_O + b_O.
 
     Args:
         weights: W_Q, W_K, W_V of all heads side by side, W_O, and their biases.
-        heads: h; it must divide the columns.
-        prompt, gate, prompt_tokens: as in :class:`AttentionHeadMoE`; prompts are evaluated once for all heads.
+        heads: the number of heads h; it must divide the number of columns.
+        prompt, gate, prompt_tokens: as in :class:`AttentionHeadMoE`. Prompts are evaluated once for all heads.
+
+    Raises:
+        InputError: `heads` does not divide the number of columns.
 
     >>> layer = MultiHeadAttentionMoE.random(dim=12, heads=3)
     >>> layer(torch.randn(2, 5, 12)).gates.shape
@@ -217,7 +225,7 @@ class MultiHeadAttentionMoE(nn.Module):
         generator: Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> MultiHeadAttentionMoE:
-        """A layer with weights from N(0, 1 / dim): tokens of unit variance get scores of unit variance."""
+        """A layer with independent N(0, 1 / dim) weights: tokens of unit variance then have scores of unit variance."""
         return cls(AttentionWeights.random(dim, generator, dtype), heads, prompt, gate, prompt_tokens)
 
     @classmethod
@@ -231,12 +239,15 @@ class MultiHeadAttentionMoE(nn.Module):
         prompt_tokens: slice = EVERY_TOKEN,
         source: str = "the tensors",
     ) -> MultiHeadAttentionMoE:
-        """A layer from a block's named tensors, see :func:`~moe_prompt.attention.block_weights.find_block`.
+        """The attention layer of one ViT block, from its named tensors (`attention.block_weights`).
 
-        `heads` is not among the tensors; None takes the ViT convention of 64 columns a head. `source` is what errors
-        call the tensors: a file's name.
+        A file of weights does not hold the number of heads; None assumes the ViT convention of 64 columns a head.
+        Error messages call the tensors by the name `source`.
+
+        Raises:
+            InputError: no such block, tensors that are missing or do not fit, or a wrong number of heads.
         """
-        weights = find_block(tensors, block, source).attention
+        weights = find_block(tensors, block, source)
         width = weights.w_q.shape[1]
         heads = max(1, width // 64) if heads is None else heads
         try:
@@ -246,9 +257,11 @@ class MultiHeadAttentionMoE(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "*batch tokens dim"]) -> LayerOutput:
         """The mixtures of every head, and their composition."""
-        heads = cast("list[AttentionHeadMoE]", list(self.heads))
-        prompts = heads[0].prompts(tokens)
-        mixtures = [head.mix(tokens, prompts) for head in heads]
+        return self.mix(tokens, cast(AttentionHeadMoE, self.heads[0]).prompts(tokens))
+
+    def mix(self, tokens: Float[Tensor, "*batch tokens dim"], prompts: PromptTokens) -> LayerOutput:
+        """The mixtures of every head for prompts already at hand."""
+        mixtures = [cast(AttentionHeadMoE, head).mix(tokens, prompts) for head in self.heads]
         return LayerOutput(
             output=torch.cat([mixture.output for mixture in mixtures], dim=-1) @ self.w_o + self.b_o,
             gates=torch.stack([mixture.gates for mixture in mixtures], dim=-3),

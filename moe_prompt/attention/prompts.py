@@ -4,7 +4,7 @@ A prompt expert maps the tokens X of a head to N_p prompt tokens, a key and a va
 
     forward(tokens (*batch, tokens, dim)) -> PromptTokens(key, value), each (*batch, prompts, dim)
 
-and the head turns prompt j into the MoE expert W_V^T value_j with score x_i^T W_Q W_K^T key_j / sqrt(d_k)
+and the head turns prompt j into the expert W_V^T value_j with score x_i^T W_Q W_K^T key_j / sqrt(d_k)
 (arXiv 2405.14124, 2501.18936). The same class serves a head, a regression model and a ViT block.
 
 | on paper                    | in code                 | key_j, value_j                                       |
@@ -16,8 +16,9 @@ and the head turns prompt j into the MoE expert W_V^T value_j with score x_i^T W
 | VAPT, per-prompt W_1        | `FlatAdaptivePrompt`    | W_2 act(W_{1,j} vec X), twice                        |
 | linear gate + expert h      | `LinearGateExpert`      | beta_j, act(eta_j x)                                 |
 
-Two conventions make a subclass fit everywhere: a parameter has the prompt index as its first axis unless its name is
-in the class attribute `shared`, and `forward` takes the number of prompts from its parameters.
+A subclass that keeps two conventions works everywhere. First, the first axis of every parameter is the prompt index,
+unless the parameter's name is in the class attribute `shared`. Second, `forward` takes the number of prompts from its
+parameters.
 """
 
 from __future__ import annotations
@@ -44,44 +45,50 @@ class PromptTokens(NamedTuple):
 
     @classmethod
     def both(cls, prompts: Float[Tensor, "*batch prompts dim"]) -> PromptTokens:
-        """One tensor that serves as key and as value."""
+        """Prompts that are their own key and value."""
         return cls(prompts, prompts)
 
 
 class PromptExpert(nn.Module, ABC):
-    """N_p prompts as functions of the input tokens; a subclass writes `forward` and nothing else."""
+    """N_p prompts as functions of the input tokens; a subclass needs to write `forward` only."""
 
     shared: ClassVar[tuple[str, ...]] = ()
-    """Names (or prefixes, up to a dot) of the parameters that all prompts share."""
+    """Names of the parameters, or of the submodules with parameters, that all prompts share."""
     hidden_units: ClassVar[tuple[str, str] | None] = None
-    """Names of a hidden layer's incoming and outgoing weights, where its units can be permuted; needs `activation`."""
+    """Names of the incoming and outgoing weights of a hidden layer whose units can be permuted, if there is one.
+
+    A class that sets it also sets `activation`."""
     activation: Activation
 
     @abstractmethod
     def forward(self, tokens: Tokens) -> PromptTokens:
-        """Prompts for these tokens."""
+        """Keys and values, each (*batch, prompts, dim), for tokens (*batch, tokens, dim)."""
 
     def is_shared(self, name: str) -> bool:
-        """Whether the parameter `name` belongs to all prompts together rather than to each."""
+        """True if all prompts share the parameter `name`."""
         return name in self.shared or name.split(".")[0] in self.shared
 
     @property
     def num_prompts(self) -> int:
-        """Number of prompts: the first axis of the parameters that are not shared."""
+        """Number of prompts: the first axis of the parameters that are not shared.
+
+        Raises:
+            InputError: these parameters have different first axes, or there are none.
+        """
         lengths = {p.shape[0] if p.ndim else 0 for name, p in self.named_parameters() if not self.is_shared(name)}
         require(
             len(lengths) == 1 and 0 not in lengths,
             f"{type(self).__name__}: every parameter needs the number of prompts as its first axis, or its name in "
-            f"`shared`; got first axes {sorted(lengths)}.",
+            f"`shared`: got first axes {sorted(lengths)}.",
         )
         return lengths.pop()
 
 
 class ConstantPrompt(PromptExpert):
-    """VPT: p_j' is learned and does not look at the input (arXiv 2203.12119).
+    """VPT: key_j = value_j = p_j, a learned vector that does not depend on the input (arXiv 2203.12119).
 
-    Parameters are drawn from uniform(-bound, bound); the released recipe has bound = sqrt(6 / (3 P^2 + dim)) with
-    P the patch size.
+    Parameters `p` (prompts, dim) start uniform on (-bound, bound). The released method has
+    bound = sqrt(6 / (3 P^2 + dim)), where P is the side of a patch in pixels.
 
     >>> ConstantPrompt(5, 8)(torch.zeros(2, 3, 8)).key.shape
     torch.Size([2, 5, 8])
@@ -96,7 +103,11 @@ class ConstantPrompt(PromptExpert):
 
 
 class PrefixPrompt(PromptExpert):
-    """Prefix tuning: key and value are learned apart (arXiv 2101.00190; non-shared in arXiv 2410.02200)."""
+    """Prefix tuning: key_j = p^K_j and value_j = p^V_j are learned separately (arXiv 2101.00190).
+
+    Parameters: `key` (prompts, dim) and `value` (prompts, value_dim). This is the non-shared structure of arXiv
+    2410.02200.
+    """
 
     def __init__(
         self,
@@ -118,7 +129,7 @@ class PrefixPrompt(PromptExpert):
 class ReparameterizedPrefix(PromptExpert):
     r"""Reparameterised prefix: key_j = act1(W_1 p_j), value_j = act2(W_2 p_j) (arXiv 2410.02200).
 
-    The maps W_1, W_2 (dim, dim) are known (buffers) unless `free_maps`, when they are learned with the prompts.
+    The maps W_1 and W_2, (dim, dim) each, are known constants. With `free_maps` they are learned with the prompts.
     """
 
     shared = ("w1", "w2")
@@ -151,9 +162,10 @@ class ReparameterizedPrefix(PromptExpert):
 
 
 class FlatAdaptivePrompt(PromptExpert):
-    r"""VAPT as its theory has it: P_j(X) = W_2 act(W_{1,j} vec X), W_2 shared (arXiv 2501.18936, section 4).
+    r"""VAPT as its theory treats it: P_j(X) = W_2 act(W_{1,j} vec X) (arXiv 2501.18936, section 4).
 
-    W_{1,j} is (rank, tokens * dim) and free; :class:`AdaptivePrompt` is the sub-family W_{1,j} = alpha_j' (x) W_1.
+    Each prompt learns its own W_{1,j} (rank, tokens * dim); all prompts share W_2 (dim, rank). :class:`AdaptivePrompt`
+    is the special case in which W_{1,j} is the Kronecker product of a row of token weights and one W_1 for all prompts.
     """
 
     shared = ("w2",)
@@ -182,8 +194,8 @@ class FlatAdaptivePrompt(PromptExpert):
 class LinearGateExpert(PromptExpert):
     r"""A linear gate with an expert h: score beta_j^T x, value h(x; eta_j) = act(eta_j x) (arXiv 2402.02952).
 
-    `activation_name` "linear" gives linear experts, "tanh" ridge experts, "square" quadratic ones. Keys are (dim,)
-    and values (value_dim,): a regression model takes it with B and C the identity.
+    The activation "linear" gives linear experts, "tanh" ridge experts, "square" quadratic experts. Parameters: `beta`
+    (prompts, dim) and `eta` (prompts, value_dim, dim). A regression model uses this expert with B and C the identity.
     """
 
     def __init__(
@@ -206,9 +218,10 @@ class LinearGateExpert(PromptExpert):
 
 
 class FeatureProjector(nn.Module):
-    r"""g(z) = [z +] scale * W_2 drop(act(W_1 z)), bias-free, W_1 (rank, dim), W_2 (dim, rank) (arXiv 2501.18936).
+    r"""VAPT's feature projector g(z) = [z +] scale * W_2 dropout(act(W_1 z)), without biases (arXiv 2501.18936).
 
-    One projector may serve every prompt and every layer. The released code has the residual z; the paper has not.
+    W_1 is (rank, dim) and W_2 (dim, rank). One projector may serve every prompt and every layer. `residual` adds the z
+    in brackets: the released code has it, the paper's formula does not.
     """
 
     def __init__(
@@ -235,14 +248,24 @@ class FeatureProjector(nn.Module):
 class AdaptivePrompt(PromptExpert):
     r"""VAPT: P_j(X) = g(G_j(X)), G_j(X) = sum_k alpha_jk (F * X)_k (arXiv 2501.18936, section 4).
 
-    The tokens are read as an H x W map (`grid`), one K x K kernel F shared by all channels slides over it (valid
-    padding), a token-wise projector alpha (prompts, (H-K+1)(W-K+1)) averages the result, and the feature projector g
-    maps it to a prompt. Convolution and token-wise projector are both linear over tokens, so they are applied as one
-    (prompts, H * W) matrix, :meth:`token_weights`.
+    1. The tokens are read as an H x W map, `grid`. One K x K kernel F, the same for all channels, slides over the map
+       without padding.
+    2. The token-wise projector alpha (prompts, (H-K+1)(W-K+1)) averages the result, once per prompt.
+    3. The feature projector g maps each average to a prompt, which is key and value at once.
 
-    Switches: `layer_norm` before everything; `token_bias` on the token-wise projector; `channel_dropout`;
-    `zero_init` starts the token-wise projector at 0, so that without a residual detour every prompt is 0 at first.
-    The released method has all four and a residual projector; the paper's formula has only the layer norm.
+    Steps 1 and 2 are linear in the tokens, so they are applied as one (prompts, H * W) matrix, :meth:`token_weights`.
+
+    | option            | effect                                                               |
+    |-------------------|----------------------------------------------------------------------|
+    | `layer_norm`      | normalises the tokens before everything else                         |
+    | `token_bias`      | adds a learned number per prompt to its average                      |
+    | `channel_dropout` | drops whole channels of the averages with this probability           |
+    | `zero_init`       | starts alpha at 0: every prompt is g(0) at first, 0 where act(0) = 0 |
+
+    The released method has all four and a feature projector with residual; the paper's formula has the layer norm only.
+
+    Raises:
+        InputError: a kernel that does not fit on the grid, or another number of tokens than the grid has.
     """
 
     shared = ("norm", "kernel", "feature_projector")
@@ -274,7 +297,7 @@ class AdaptivePrompt(PromptExpert):
         self.channel_dropout = nn.Dropout(channel_dropout)
 
     def token_weights(self) -> Float[Tensor, "prompts tokens"]:
-        """Weight of every token in every prompt's average: the token-wise projector applied to the convolution."""
+        """Weight of every token in every prompt's average: token-wise projector and convolution as one matrix."""
         height, width = (size - k + 1 for size, k in zip(self.grid, self.kernel.shape, strict=True))
         alpha = self.alpha.unflatten(-1, (1, height, width))
         return nn.functional.conv_transpose2d(alpha, self.kernel[None, None]).flatten(1)
@@ -292,10 +315,14 @@ class AdaptivePrompt(PromptExpert):
         return PromptTokens.both(self.feature_projector(averaged))
 
     def flattened(self) -> FlatAdaptivePrompt:
-        """The same prompts as a :class:`FlatAdaptivePrompt`: W_{1,j} = (row j of token_weights) (x) W_1."""
+        """The same prompts as a :class:`FlatAdaptivePrompt`: W_{1,j} = (row j of token_weights) (x) W_1.
+
+        Raises:
+            InputError: a layer norm, a token bias or a residual, none of which the flat form has.
+        """
         g = self.feature_projector
         plain = isinstance(self.norm, nn.Identity) and self.bias is None and not g.residual
-        require(plain, "only an AdaptivePrompt without layer norm, token bias and residual is of the flat form.")
+        require(plain, "only an AdaptivePrompt without layer norm, token bias and residual has a flat form.")
         weights = self.token_weights()
         flat = FlatAdaptivePrompt(len(weights), g.w1.shape[1], g.w1.shape[0], g.activation, weights.shape[1])
         with torch.no_grad():

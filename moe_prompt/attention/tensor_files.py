@@ -1,4 +1,4 @@
-"""Named tensors from a safetensors file, with the checks that a stranger's file needs."""
+"""Reads named tensors from a safetensors file and checks them, since the file may come from anyone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from moe_prompt.errors import InputError, require
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """A safetensors file as a mapping that reads a tensor when asked for it.
+    """A safetensors file as a mapping from names to tensors; a tensor is read when it is asked for.
 
     Raises:
-        InputError: no such file, a pickle (never opened: reading one can run code), or not a safetensors file.
+        InputError: no such file, a damaged file, or a pickle. A pickle is never read, since reading one can run code.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -23,7 +23,7 @@ class TensorFile(Mapping[str, Tensor]):
         require(self.path.is_file(), f"{path} is not a file: give the path of a safetensors file.")
         with self.path.open("rb") as stream:
             start = stream.read(9)
-        header = start[8:] == b"{"  # after eight bytes of length, which may well look like a pickle's first two
+        header = start[8:] == b"{"  # eight bytes of length come first, and they can look like the start of a pickle
         require(
             header or not start.startswith((b"\x80", b"PK\x03\x04")),
             f"{path} is a pickle, which can run code when it is read: save the tensors again with "
@@ -49,8 +49,12 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 def checked(tensors: Mapping[str, Tensor], name: str, source: str) -> Tensor:
-    """The tensor `name`, finite, half precision as float32; or a sentence that names `source`."""
-    require(name in tensors, f"{source} lacks {name}.")
+    """The tensor `name` as floating-point numbers, half precision converted to float32.
+
+    Raises:
+        InputError: `source` lacks the tensor, or its numbers are integers or not finite.
+    """
+    require(name in tensors, f"{source} lacks {name}: give a file that holds it.")
     tensor = tensors[name]
     require(tensor.is_floating_point(), f"{name} in {source} needs floating-point numbers: got {tensor.dtype}.")
     require(bool(tensor.isfinite().all()), f"{name} in {source} holds numbers that are not finite.")
@@ -58,7 +62,7 @@ def checked(tensors: Mapping[str, Tensor], name: str, source: str) -> Tensor:
 
 
 def bias_of(tensors: Mapping[str, Tensor], name: str, source: str) -> Tensor:
-    """The bias that goes with the weight `name`, zeros where there is none."""
+    """The bias that belongs to the weight `name`, (out,); zeros if there is none."""
     bias = name.removesuffix("weight") + "bias"
     if bias not in tensors:
         weight = checked(tensors, name, source)
@@ -67,5 +71,5 @@ def bias_of(tensors: Mapping[str, Tensor], name: str, source: str) -> Tensor:
 
 
 def ends_with(name: str, end: str) -> bool:
-    """Whether the last dotted parts of `name` are `end`."""
+    """True if `end` is `name`, or the last of its parts between dots."""
     return name == end or name.endswith("." + end)

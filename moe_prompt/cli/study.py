@@ -45,27 +45,21 @@ def study_run(
     replicates: Annotated[Optional[int], typer.Option(help="The first so many only; the rest can follow.")] = None,
 ) -> None:
     """Compute the rows of a study that are not there yet."""
-    from moe_prompt import provenance
     from moe_prompt.cli.progress import Progress
-    from moe_prompt.studies.running import archive, runner
-    from moe_prompt.studies.running.database import Results
+    from moe_prompt.studies.running import archive
+    from moe_prompt.studies.running.result import run_study
 
     study, workers = _study(name, quick, seed), _workers(jobs)
     study = study if replicates is None else replace(study, replicates=min(replicates, study.replicates))
-    results = Results(archive.database(out, study.name), study.columns)
-    restored = archive.restore(study, out, results)
-    if restored:
-        print(f"{study.name}: {restored} rows taken over from {out / study.name}.csv")
-    results.note(study.key, "environment", provenance.environment())
     try:
         with Progress(study.name) as progress:
-            fits = runner.run(study, results, workers, dask, progress)
+            result = run_study(study, out, workers, dask, progress)
     except KeyboardInterrupt:  # here and not in `main`, as Typer makes a silent exit of it on the way
         print("moe-prompt: stopped; finished batches are in the database, run again to go on.", file=sys.stderr)
         raise typer.Exit(130) from None
-    finally:
-        results.close()
-    found = f"{fits} new fits" if fits else "every fit was there already"
+    if result.restored:
+        print(f"{study.name}: {result.restored} rows taken over from {out / study.name}.csv")
+    found = f"{result.computed} new fits" if result.computed else "every fit was there already"
     print(f"{study.name}: {found}; rows in {archive.database(out, study.name)}")
 
 

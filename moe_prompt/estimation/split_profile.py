@@ -15,7 +15,7 @@ that noise decides, at every n, as far as the box of the parameters reaches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,13 +26,11 @@ from torch.func import jacrev
 
 from moe_prompt.errors import require
 from moe_prompt.estimation.normal_equations import Problem
-from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Dataset
-from moe_prompt.theory.identifiability import Nodes, jacobian_rank, quadrature
-from moe_prompt.theory.sigma2 import Atom
-from moe_prompt.theory.split_distance import Split
+from moe_prompt.theory.local_geometry import LocalGeometry
+from moe_prompt.theory.split_distance import AtomSplit
 
 TOLD = 1e-3  # s^2: what a profile is exact to
 
@@ -48,50 +46,46 @@ class SplitProfile:
 
 
 def split_profile(
-    model: RegressionModel,
-    theta: Float64[Tensor, "p"],
+    geometry: LocalGeometry,
     data: Dataset,
     sizes: Sequence[float],
     noise: float,
-    covariates: Covariates | Nodes,
     atom: int = 0,
     starts: int = 3,
     seed: int = 0,
 ) -> SplitProfile:
     """The profile of one sample, every size from where the one before ended and from `starts` random directions.
 
-    The least over every t is sought from the best size with t free, too. `covariates` say which moves of the truth are
-    a symmetry's: those are not made.
+    The least over every t is sought from the best size with t free, too. `geometry` is that of the truth, and says
+    which of its moves are a symmetry's: those are not made.
     """
-    exponential(model.gate, "the profile of a split")
+    exponential(geometry.model.gate, "the profile of a split")
     require(len(data) == 1 and data.weights is None, f"a profile is of one sample without weights: got {len(data)}.")
     require(len(sizes) > 0 and min(sizes) > 0, f"a split needs sizes t > 0: got {list(sizes)}.")
     require(noise > 0, f"the objective is told in units of the noise: got a noise of {noise}.")
-    null = jacobian_rank(model, theta, quadrature(covariates)).null
-    moves = torch.linalg.qr(null, mode="complete").Q[:, null.shape[1] :]
-    rng, own, tolerance = np.random.default_rng(seed), Atom(model, theta, atom), TOLD * noise**2
+    rng, tolerance, dtype = np.random.default_rng(seed), TOLD * noise**2, geometry.theta.dtype
     last: Tensor | None = None
-    ends: list[tuple[float, Split, Tensor]] = []
+    ends: list[tuple[float, AtomSplit, Tensor]] = []
     for t in sorted(sizes):
-        split = Split(own, t, moves)
+        split = AtomSplit(geometry, atom, t)
         objective = _Objective(split, data)
-        draws = torch.from_numpy(rng.standard_normal((starts, len(own.places))))
+        draws = torch.from_numpy(rng.standard_normal((starts, geometry.atoms.width)))
         first = [split.start(draw) for draw in draws] if last is None else [last, *map(split.start, draws)]
         value, last = min((objective.minimise(start, tolerance) for start in first), key=lambda end: end[0])
         ends.append((value, split, last))
     best = min(ends, key=lambda end: end[0])
     least = _Objective(best[1], data, free=True).minimise(torch.cat([best[2], best[2].new_zeros(1)]), tolerance)[0]
-    rise = torch.tensor([value - least for value, *_ in ends], dtype=theta.dtype) / noise**2
+    rise = torch.tensor([value - least for value, *_ in ends], dtype=dtype) / noise**2
     with torch.no_grad():
         found = torch.stack([split.theta(vector) for _, split, vector in ends])
-    return SplitProfile(torch.tensor(sorted(sizes), dtype=theta.dtype), rise, best[1].model, found)
+    return SplitProfile(torch.tensor(sorted(sizes), dtype=dtype), rise, best[1].model, found)
 
 
 @dataclass(frozen=True, eq=False)
 class _Objective:
     """1/2 |y - f_G|^2 over the free vector of a split, and over log(size / t) where `free`."""
 
-    split: Split
+    split: AtomSplit
     data: Dataset
     free: bool = False
 
@@ -102,7 +96,7 @@ class _Objective:
     def theta(self, vector: Tensor) -> Tensor:
         if not self.free:
             return self.split.theta(vector)
-        return Split(self.split.atom, self.split.t * vector[-1].exp(), self.split.moves).theta(vector[:-1])
+        return replace(self.split, t=self.split.t * vector[-1].exp()).theta(vector[:-1])
 
     def value(self, vector: Tensor) -> float:
         return float(self.problem.objective(self.theta(vector)[None], torch.tensor([0])))

@@ -1,16 +1,22 @@
-r"""Maximum likelihood for latent mixtures, a whole batch of replicates at once: EM that ends as Newton's method.
+r"""Maximum likelihood for latent mixtures, for many replicates at once: EM first, then Newton's method.
 
     theta_hat = argmax_{theta in box} sum_i log p_theta(y_i | x_i)
 
-One pass over the data gives the score g, the complete information C and the observed information H (:mod:`louis`).
-An EM step takes the experts' weighted least squares exactly and one Newton step of the gate's weighted logistic
-regression: C^-1 g, in closed form for the standard deviations. A Newton step is (H + damping C)^-1 g: EM is its own
-trust region. EM goes first and wherever H + damping C is not positive definite or Newton's step was refused; Newton
-takes over where the likelihood is concave, which EM alone would climb at the rate of the missing information.
+One pass over the data gives the gradient g of the log-likelihood (the *score*), the complete information C and the
+observed information H (`likelihood.louis_information`). There are two kinds of steps:
 
-A fit stops by the relative offset, the length of the Newton step in units of the estimate's standard error,
-sqrt(g' H^-1 g / p), never by a change of the likelihood. The likelihood is unbounded at sd -> 0: the box keeps
-sd >= least_sd, and a fit that ends on it says so.
+| step   | formula               | used                                                                             |
+|--------|-----------------------|----------------------------------------------------------------------------------|
+| EM     | C^-1 g                | where H + damping C is not positive definite, and after a refused Newton step     |
+| Newton | (H + damping C)^-1 g  | elsewhere; with much damping it becomes a short EM step                          |
+
+An EM step solves the experts' weighted least squares exactly, sets the standard deviations in closed form, and takes
+one Newton step of the gate's weighted logistic regression. EM alone would converge slowly, at a rate that depends on
+the missing information; Newton's method takes over where the likelihood is concave.
+
+A fit stops if its *offset* is below the tolerance. The offset is the length of the Newton step in standard errors of
+the estimate, sqrt(g' H^-1 g / p); a small change of the likelihood is no reason to stop. The likelihood is unbounded as
+sd -> 0. The *box* bounds all coefficients and keeps sd >= least_sd; a fit that ends on the box is marked.
 """
 
 from __future__ import annotations
@@ -30,18 +36,29 @@ from moe_prompt.likelihood.models import GatedMixture
 from moe_prompt.models.sampling import Dataset
 
 ROUNDING = torch.finfo(torch.float64).eps
-SAME, HOPELESS = 0.1, 20.0  # fits to a rung whose log-likelihoods differ by less are one; by more, one is given up
-SHORT, ATTEMPTS = 0.1, 6  # damping beyond which Newton's step is no longer than EM's; dampings tried in one step
+SAME = 0.1  # two fits of one sample whose log-likelihoods differ by at most this are the same maximum
+HOPELESS = 20.0  # a fit whose log-likelihood is this far below the best is given up
+SHORT = 0.1  # a refused Newton step with more damping than this is replaced by an EM step
+ATTEMPTS = 6  # at most this many dampings are tried in one step
 
 
 @dataclass(frozen=True)
 class ExpectationMaximization(Estimator):
-    """Best of several starts by EM and Newton.
+    """Maximum likelihood from several starts, by EM and Newton's method.
 
-    A large sample is climbed to: fits begin on about `first_rung` evenly spread observations, up to `keep` different
-    ones, none far behind the best, go on to ten times as many, the best of those to ten times as many again, and so on
-    to the whole sample, where only the last few steps are left. Of many starts, `em_steps` EM steps choose a shortlist.
-    `box` bounds the absolute value of every coefficient, `least_sd` the standard deviations from below.
+    A large sample is fitted by way of smaller ones, called *rungs*, each ten times as large as the one before:
+
+    1. If there are more starts than `shortlist`, `em_steps` EM steps on the first rung choose the best of them.
+    2. On the first rung, about `first_rung` evenly spread observations, every start is fitted.
+    3. The best fits go on to the next rung: at most `keep` different ones, none far below the best. From the second
+       rung on, only the best goes on, until the whole sample is fitted.
+
+    `tolerance` is the offset at which a fit stops, `max_steps` the largest number of steps; `rung_tolerance` and
+    `rung_steps` are those on smaller rungs. `box` bounds the absolute value of every coefficient, `least_sd` bounds
+    standard deviations from below.
+
+    Raises:
+        InputError: data or starts that do not fit the model, or fewer observations than parameters.
     """
 
     tolerance: float = 1e-6
@@ -91,7 +108,7 @@ class ExpectationMaximization(Estimator):
         )
 
     def _rungs(self, n: int) -> list[int]:
-        """Strides of the smaller samples, smallest sample first."""
+        """Strides of the rungs below the whole sample, the smallest rung first."""
         sizes = (self.first_rung * 10**k for k in range(9))
         return [n // size for size in sizes if 2 * size <= n]
 
@@ -135,7 +152,7 @@ class ExpectationMaximization(Estimator):
 
 
 def _promising(objective: Tensor, replicates: Tensor, keep: int, margin: float) -> Tensor:
-    """Of every replicate's fits up to `keep` different ones, best first, none behind the best by `margin`."""
+    """The best fits of every replicate: at most `keep` different ones, best first, within `margin` of the best."""
     order = objective.argsort(stable=True)
     order = order[replicates[order].argsort(stable=True)]
     value, owner = objective[order], replicates[order]
@@ -157,7 +174,7 @@ def _reason(converged: bool, finite: bool, stuck: bool, max_steps: int) -> str:
 
 
 class Climb:
-    """Where every problem stands: theta, the sums of its last pass, its damping, and whether it is done."""
+    """State of all problems: parameters, the sums of the last pass, damping, and which problems are done."""
 
     def __init__(self, sample: Observations, theta: Tensor, replicates: Tensor, bounds: tuple[Tensor, Tensor]) -> None:
         self.sample, self.replicates, (self.low, self.high) = sample, replicates, bounds
@@ -173,15 +190,16 @@ class Climb:
         self.done = ~self.sums.finite()
 
     def on_bound(self) -> Tensor:
+        """True for parameters on the boundary of the box, (problems, p)."""
         return (self.theta <= self.low) | (self.theta >= self.high)
 
     def free(self) -> Tensor:
-        """Parameters inside the box, or on its boundary with ascent pointing inwards."""
+        """True for parameters inside the box, or on its boundary if the score points inwards."""
         score = self.sums.score
         return ~(((self.theta <= self.low) & (score < 0)) | ((self.theta >= self.high) & (score > 0)))
 
     def look(self, tolerance: float) -> None:
-        """The relative offset of the active problems; those within the tolerance are done."""
+        """Compute the offsets of the problems that are not done; those within the tolerance are done."""
         k = (~self.done).nonzero()[:, 0]
         sums, free = self.sums.of(k), self.free()[k]
         newton = positive_solve(sums.observed, sums.complete, FLAT, sums.score, free)
@@ -189,7 +207,7 @@ class Climb:
         self.done[k] |= self.offset[k] <= tolerance
 
     def advance(self, em_only: bool) -> None:
-        """One step of the active problems, kept where it raises the likelihood."""
+        """One step of every problem that is not done; a step is kept if it raises the likelihood."""
         k = (~self.done).nonzero()[:, 0]
         sums, free = self.sums.of(k), self.free()[k]
         newton = self._newton(k, sums, free)
@@ -202,14 +220,14 @@ class Climb:
         found = self.sample.sums(trial, self.replicates[k])
         gained = found.log_likelihood - sums.log_likelihood
         noise = 32 * ROUNDING * (sums.log_likelihood.abs() + self.sample.n)
-        told = (predicted > 10 * noise) & ~use_em  # else gains are rounding: the step is taken
+        told = (predicted > 10 * noise) & ~use_em  # elsewhere gains are rounding errors, and the step is taken
         accept = found.finite() & (gained > torch.where(told, 1e-4 * predicted, -noise))
         self._damp(k, use_em, accept, torch.where(told, gained / predicted, 0.9))
         self.theta[k[accept]] = trial[accept]
         self.sums.put(k[accept], found.of(accept))
 
     def _newton(self, k: Tensor, sums: Sums, free: Tensor) -> Tensor:
-        """(H + damping C)^-1 g, more damped until H + damping C is positive definite, and cut short at the box."""
+        """(H + damping C)^-1 g, with damping increased until the matrix is positive definite, cut short at the box."""
         step = torch.full_like(sums.score, torch.nan)
         todo = torch.arange(len(k))
         for _ in range(ATTEMPTS):
@@ -223,7 +241,7 @@ class Climb:
         return step
 
     def _inside(self, theta: Tensor, damped: Tensor, sums: Sums, free: Tensor) -> Tensor:
-        """The step on those parameters that it does not push out of the box, as far as the box goes."""
+        """The step with parameters that it would push out of the box held fixed, shortened to end in the box."""
         step = positive_solve(damped, sums.complete, 1e-14, sums.score, free)
         outward = ((theta >= self.high) & (step > 0)) | ((theta <= self.low) & (step < 0))
         if bool(outward.any()):
@@ -232,7 +250,7 @@ class Climb:
         return step * torch.where(room > 0, room, 1.0).amin(1, keepdim=True).clamp(max=1)
 
     def _damp(self, k: Tensor, em: Tensor, accept: Tensor, ratio: Tensor) -> None:
-        """Less damping after a good Newton step, more after a refused one; EM's pace is halved when it is refused."""
+        """Less damping after a good Newton step, more after a refused one; a refused EM step is halved next time."""
         damping, growth, pace = self.damping[k], self.growth[k], self.pace[k]
         eased = damping * torch.where(ratio > 0.75, 0.05, (1 - (2 * ratio - 1) ** 3).clamp(min=0.1))
         changed = torch.where(accept, eased, damping * growth)

@@ -1,6 +1,6 @@
-r"""Losses of Gaussian mixtures of experts: the Voronoi loss up to translations of the gate, and Hellinger distance.
+r"""Losses of Gaussian mixtures of experts: a Voronoi loss between parameters, and Hellinger distance of densities.
 
-References: arXiv 2305.03288 (the loss and its powers).
+The Voronoi loss and its powers are those of arXiv 2305.03288. A *cell* holds the fitted atoms nearest to a true one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from moe_prompt.measures.mixing_measure import MixingMeasure, require_same_param
 from moe_prompt.models.covariates import Covariates
 
 POWERS = torch.tensor([0, 1, 4, 6, 7])
-"""r of a cell of 0, 1, 2, 3 atoms, as proved; more atoms have at least 7 (arXiv 2305.03288)."""
+"""Power r of a cell with 0, 1, 2, 3 and 4 or more atoms; r >= 7 is proved for 4 or more (arXiv 2305.03288)."""
 
 
 @dataclass(frozen=True)
 class SoftmaxVoronoiLoss(Loss[MixingMeasure]):
-    r"""The loss D of arXiv 2305.03288 between Gaussian mixtures of experts, translations of the gate removed.
+    r"""The Voronoi loss D of arXiv 2305.03288 between Gaussian mixtures of experts, up to translations of the gate.
 
-    Atoms are (gate slope beta, expert's intercept a, slope b, variance v) with weights exp(gate intercept). With cells
-    V_j = {i : atom i nearest to the true atom j} and r(1) = 1, r(2) = 4, r(3) = 6,
+    An atom is (gate slope beta, expert's intercept a, slope b, variance v), and its weight w is exp(gate intercept).
+    With cells V_j = {i : atom i is nearest to true atom j} and r(1) = 1, r(2) = 4, r(3) = 6,
 
         D = min_{t, u}  sum_j | sum_{i in V_j} e^{-t} w_i - w*_j |
                       + sum_{|V_j| = 1} sum_i e^{-t} w_i | (beta_i - u - beta*_j, a, b, v)_ij |
                       + sum_{|V_j| > 1} sum_i e^{-t} w_i ( |(beta - u, a)_ij|^r + |(b, v)_ij|^{r/2} ),  r = r(|V_j|).
 
-    The minimum over t is exact; u is one of the shifts that put a fitted gate slope on a true one, among which is the
-    best up to a constant factor. So no labelling and no choice of the pinned expert matters.
+    The minimum over t is exact. The minimum over u is taken over the shifts that move a fitted gate slope onto a true
+    one; it is the minimum over all u up to a constant factor. The loss therefore does not depend on labels, nor on
+    which expert's gate is pinned at 0. Raises InputError for measures with other atoms.
 
     >>> model = GaussianMoE(2, 1)
     >>> theta = torch.tensor([-8.0, 25.0, 15.0, -20.0, -5.0, 20.0, -1.2, -0.9], dtype=torch.float64)
@@ -45,7 +46,7 @@ class SoftmaxVoronoiLoss(Loss[MixingMeasure]):
         require_same_parameters(estimated, true)
         require(
             set(true.atoms) == {"gate_slope", "intercept", "slope", "variance"},
-            f"this loss is of Gaussian mixtures of experts: got atoms of {', '.join(sorted(true.atoms))}.",
+            f"this loss compares Gaussian mixtures of experts: got atoms of {', '.join(sorted(true.atoms))}.",
         )
         shape, flat = estimated.batch_shape, estimated.flatten_batch()
         shifts = (flat.atoms["gate_slope"][:, :, None] - true.atoms["gate_slope"]).flatten(1, 2)  # (B, shifts, d)
@@ -53,7 +54,7 @@ class SoftmaxVoronoiLoss(Loss[MixingMeasure]):
         return torch.stack(losses).amin(0).reshape(shape)
 
     def _shifted(self, estimated: MixingMeasure, true: MixingMeasure, shift: Tensor) -> Tensor:
-        """D for gate slopes moved by a shift (B, d), minimal over the weights' common factor."""
+        """D for gate slopes moved by one shift (B, d), minimised over the common factor of the weights."""
         slow, fast = _blocks(estimated, shift), _blocks(true, torch.zeros_like(true.atoms["gate_slope"][0]))
         apart = [(mine[:, :, None] - other).square().sum(-1) for mine, other in zip(slow, fast, strict=True)]
         cell = (apart[0] + apart[1]).argmin(2)  # (B, fitted)
@@ -68,14 +69,14 @@ class SoftmaxVoronoiLoss(Loss[MixingMeasure]):
 
 
 def _blocks(measure: MixingMeasure, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """What differs at the power r, (gate slope, intercept), and at r / 2, (slope, variance)."""
+    """The parameters that enter D with power r, (gate slope, intercept), and with r / 2, (slope, variance)."""
     atoms = measure.atoms
     gate, scalar = atoms["gate_slope"] - shift[..., None, :], lambda name: atoms[name][..., None]
     return torch.cat([gate, scalar("intercept")], -1), torch.cat([atoms["slope"], scalar("variance")], -1)
 
 
 def _least(distance: Tensor, masses: Tensor, true: Tensor) -> Tensor:
-    """min over s >= 0 of s distance + sum_j |s masses_j - true_j|: convex and piecewise linear, least at a kink."""
+    """min over s >= 0 of s distance + sum_j |s masses_j - true_j|, found at a kink: the sum is piecewise linear."""
     kinks = torch.where(masses > 0, true / masses, torch.zeros_like(masses))
     kinks = torch.cat([kinks, torch.zeros_like(kinks[:, :1])], 1)
     values = kinks * distance[:, None] + (kinks[..., None] * masses[:, None] - true).abs().sum(2)
@@ -84,10 +85,10 @@ def _least(distance: Tensor, masses: Tensor, true: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class HellingerDistance:
-    r"""H = sqrt( E_X 1/2 int ( sqrt p(y | X) - sqrt p_*(y | X) )^2 dy ), by quadrature.
+    r"""Hellinger distance H = sqrt( E_X 1/2 int ( sqrt p(y | X) - sqrt p_*(y | X) )^2 dy ), by quadrature.
 
-    X at `nodes` points of its distribution, y on an even grid of `values` points that covers every true expert by
-    `reach` standard deviations; an estimate's mass beyond it counts whole.
+    X is integrated at `nodes` quadrature points, y on an even grid of `values` points. The grid extends `reach`
+    standard deviations beyond the mean of every true expert; all mass of the estimate outside it counts as error.
     """
 
     model: GaussianMoE

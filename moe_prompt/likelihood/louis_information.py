@@ -1,13 +1,16 @@
-r"""Log-likelihood, score and information of a latent mixture in one pass over the data.
+r"""Log-likelihood, score and information of a latent mixture, computed in one pass over the data.
 
-With responsibilities r_j and S_j the score of log pi_j + log p_j, Louis' identity (1982) says of each observation
+The *score* is the gradient of the log-likelihood. Let r_j be the responsibilities, and S_j the gradient of
+log pi_j + log p_j. Louis' identity (1982) states for each observation
 
     score = sum_j r_j S_j,    observed information = sum_j r_j (-dS_j) - sum_j r_j S_j S_j' + score score'.
 
-S_j depends on the parameters through few predictors, the scores s_a, the means m_j and log sd_j, each linear in
-(1, x). So all sums over observations are sums of products of two predictors' derivatives with the monomials of
-(1, x)(1, x)': one matrix product of weights (rows, n) with monomials (n, q). The complete information, expected given
-the component, is block diagonal and positive: its inverse times the score is one scoring step of the M-step.
+The parameters enter S_j through few *predictors*, each linear in (1, x): the scores of the gate, the means m_j and the
+log sd_j. Every sum over observations is therefore a sum of derivatives in two predictors, times the monomials of
+(1, x)(1, x)'. It is computed as one matrix product of weights (rows, n) with monomials (n, q).
+
+The *complete information* is that of data in which the components are observed. It is block diagonal and positive; its
+inverse times the score is one step of Fisher scoring in the M-step.
 """
 
 from __future__ import annotations
@@ -21,12 +24,21 @@ from torch import Tensor
 
 from moe_prompt.likelihood.models import HALF_LOG_2PI, GatedMixture
 
-CHUNK = 12_288  # observations that are worked on together: their weights stay in cache
+CHUNK = 12_288  # this many observations are processed together, so that their weights stay in cache
 
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """What one pass gives, for every problem: L, dL, -d2L, the complete information, and sum_i r_ij."""
+    """Results of one pass for every problem (a fit of one replicate from one start).
+
+    | field            | meaning                                        |
+    |------------------|------------------------------------------------|
+    | `log_likelihood` | L(theta)                                       |
+    | `score`          | dL                                             |
+    | `observed`       | observed information -d2L                      |
+    | `complete`       | complete information                           |
+    | `mass`           | sum_i r_ij, observations that expert j explains |
+    """
 
     log_likelihood: Float64[Tensor, "problems"]
     score: Float64[Tensor, "problems p"]
@@ -35,26 +47,27 @@ class Sums:
     mass: Float64[Tensor, "problems experts"]
 
     def of(self, problems: Tensor) -> Sums:
-        """Those of some problems."""
+        """The sums of the given problems."""
         return Sums(*(getattr(self, f.name)[problems] for f in fields(self)))
 
     def put(self, problems: Tensor, sums: Sums) -> None:
-        """Replace those of some problems."""
+        """Replace the sums of the given problems."""
         for f in fields(self):
             getattr(self, f.name)[problems] = getattr(sums, f.name)
 
     def finite(self) -> Bool[Tensor, "problems"]:
+        """True where likelihood, score and observed information are finite."""
         return self.log_likelihood.isfinite() & self.score.isfinite().all(1) & self.observed.isfinite().all((1, 2))
 
 
 class Observations:
-    """A sample of several replicates with everything that does not depend on parameters: monomials and log f_0."""
+    """Samples of several replicates, and what does not depend on parameters: monomials of (1, x) and log f_0."""
 
     def __init__(self, model: GatedMixture, x: Float64[Tensor, "replicates n dim"], y: Tensor) -> None:
         self.model, self.y = model, y.mT.contiguous()
         design = torch.cat([torch.ones_like(x[..., :1]), x], 2).mT
         first, second = torch.triu_indices(model.dim + 1, model.dim + 1)
-        self.monomials = design[:, first] * design[:, second]  # the first d + 1 of them are (1, x)
+        self.monomials = design[:, first] * design[:, second]  # the first d + 1 monomials are (1, x)
         self.log_frozen = None if model.frozen is None else model.frozen.log_density(x, y).mT.contiguous()
 
     @property
@@ -66,7 +79,7 @@ class Observations:
         return Layout(self.model)
 
     def sums(self, theta: Float64[Tensor, "problems p"], replicates: Tensor) -> Sums:
-        """The sums at theta[k] over the sample of replicate replicates[k], for every k."""
+        """For every problem k, the sums at theta[k] over the sample of replicate replicates[k]."""
         together = max(1, CHUNK // self.n)
         parts = [
             self._block(theta[first : first + together], replicates[first : first + together])
@@ -76,7 +89,7 @@ class Observations:
         return self.layout.assemble(log_likelihood, rows)
 
     def responsibilities(self, theta: Float64[Tensor, "problems p"], replicates: Tensor) -> tuple[Tensor, Tensor]:
-        """r_ij (problems, components, n) and monomials (problems, q, n) of the problems' samples."""
+        """Responsibilities r_ij (problems, components, n), and monomials (problems, q, n) of the samples."""
         monomials = self.monomials[replicates]
         frozen = None if self.log_frozen is None else self.log_frozen[replicates]
         design = monomials[:, : self.model.dim + 1]
@@ -86,7 +99,7 @@ class Observations:
         pass_ = Pass(self.model, theta)
         first = int(replicates[0])
         consecutive = replicates.equal(torch.arange(first, first + len(replicates)))
-        index = slice(first, first + len(replicates)) if consecutive else replicates  # a view where there is one
+        index = slice(first, first + len(replicates)) if consecutive else replicates  # a slice copies nothing
         starts = range(0, self.n, CHUNK)
         parts = [self._chunk(pass_, index, slice(start, start + CHUNK)) for start in starts]
         likelihood, rows = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
@@ -100,7 +113,7 @@ class Observations:
 
 
 class Pass:
-    """Weights of a chunk at fixed parameters, in the order that :class:`Layout` reads."""
+    """Weights of a chunk of observations at fixed parameters, in the order that :class:`Layout` reads them."""
 
     def __init__(self, model: GatedMixture, theta: Tensor) -> None:
         self.model = model
@@ -108,7 +121,7 @@ class Pass:
         self.precision = (-self.log_sd).exp()[..., None]
 
     def posterior(self, design: Tensor, y: Tensor, log_frozen: Tensor | None) -> tuple[Tensor, ...]:
-        """r and pi (B, C, n), log p(y | x) (B, n), and the experts' linear functions, means and scaled residuals."""
+        """r and pi (B, C, n), log p(y | x) (B, n), and the experts' m_j, means h(m_j) and scaled residuals."""
         linear = self.means @ design
         h = self.model.link(linear)
         e = (y - h).mul_(self.precision)
@@ -146,7 +159,7 @@ class Pass:
 
 
 def _softmax(t: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax over components and its log normaliser (B, n)."""
+    """Softmax over components, and the logarithm of its denominator (B, n)."""
     top = t.amax(1, keepdim=True)
     weights = (t - top).exp_()
     total = weights.sum(1, keepdim=True)
@@ -154,7 +167,7 @@ def _softmax(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Layout:
-    """Where the rows of a pass belong in score and information."""
+    """The places of a pass's rows in the score and in the information."""
 
     def __init__(self, model: GatedMixture) -> None:
         self.k, self.j = model.num_experts, model.num_gates
@@ -165,7 +178,7 @@ class Layout:
         self.monomial = pair_index(model.dim + 1)[self.column[:, None], self.column]
 
     def assemble(self, log_likelihood: Tensor, rows: Tensor) -> Sums:
-        """Score and information of parameters from sums over observations (B, rows, q)."""
+        """Score and information matrices, from sums over observations (B, rows, q)."""
         k, j, p = self.k, self.j, self.size
         sizes = [p * (p + 1) // 2, j * (j + 1) // 2, j, k, k, k, k, k, k, k]
         products, gates, pi, r, ra, rc, mm, mv, vv, fisher = rows.split(sizes, 1)
@@ -189,7 +202,7 @@ class Layout:
 
 
 def pair_index(size: int) -> Int64[Tensor, "size size"]:
-    """Index (size, size) of the pair (i, j) among the upper triangle's, row by row."""
+    """Index (size, size) of the pair (i, j) in the upper triangle listed row by row; (j, i) has the same index."""
     index = torch.zeros(size, size, dtype=torch.int64)
     first, second = torch.triu_indices(size, size)
     index[first, second] = index[second, first] = torch.arange(len(first))

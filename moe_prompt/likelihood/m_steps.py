@@ -1,10 +1,10 @@
-r"""M-steps of latent mixtures: weighted least squares for the experts, a weighted multinomial regression for the gate.
+r"""M-steps of latent mixtures: weighted least squares for experts, weighted multinomial regression for the gate.
 
-Given responsibilities r_ij, the expected complete log-likelihood is a sum of two parts without common parameters,
+Given responsibilities r_ij, the M-step maximises a sum of two parts that have no common parameters,
 
     sum_ij r_ij log pi_j(x_i)    and    sum_ij r_ij log N(y_i; h(m_j(x_i)), sd_j^2),
 
-the first concave, the second solved in closed form where h is linear.
+The first part is concave. The second has a maximum in closed form if h is linear.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch import Tensor
 from moe_prompt.likelihood.louis_information import Sums, pair_index
 from moe_prompt.likelihood.models import GatedMixture
 
-FLAT = 1e-9  # information below this share of the complete one, or of one observation, is none
+FLAT = 1e-9  # information below this share of the complete information (or of one observation) counts as zero
 
 
 def scoring_step(model: GatedMixture, sums: Sums, free: Bool[Tensor, "problems p"]) -> Float64[Tensor, "problems p"]:
-    """C^-1 g on the free parameters, and the standard deviations' maximum given the new means.
+    """One M-step (problems, p): C^-1 g on the free parameters, and the best standard deviations given the new means.
 
-    For the experts that is their M-step, exactly where h is linear; for the gate one Newton step of it.
+    C is the complete information and g the score. For the experts this is the M-step itself if h is linear; for the
+    gate it is one Newton step towards it.
     """
     step = positive_solve(sums.complete, sums.complete, 1e-12, sums.score, free)
     what = torch.tensor([j if kind == "mean" else -1 for kind, j, _ in model.places])
@@ -40,9 +41,10 @@ def gate_maximum(
     steps: int = 50,
     tolerance: float = 1e-6,
 ) -> Float64[Tensor, "problems free width"]:
-    """The gates' coefficients that maximise sum_ij r_ij log pi_j(x_i), by Newton's method with halved steps.
+    """Gate coefficients that maximise sum_ij r_ij log pi_j(x_i), by Newton's method; steps that overshoot are halved.
 
-    `monomials` are the upper triangle of (1, x)(1, x)', (1, x) first. Ends when a step promises less than `tolerance`.
+    `monomials` are the upper triangle of (1, x)(1, x)', with (1, x) first. The iteration ends when the predicted gain
+    of the next step is at most `tolerance`, or after `steps` steps.
     """
     design = monomials[:, : gates.shape[2]]
     value, step, halvings = gates.new_full((len(gates),), -torch.inf), torch.zeros_like(gates), 0
@@ -64,7 +66,7 @@ def gate_maximum(
 
 
 def _regression(pi: Tensor, responsibilities: Tensor, monomials: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Score (B, p) and information (B, p, p) of the multinomial regression, the last component's gate pinned."""
+    """Score (B, p) and information (B, p, p) of the multinomial regression; the last component has no gate."""
     pi = pi[:, :-1]
     score = ((responsibilities[:, :-1] - pi) @ monomials[:, :width].mT).flatten(1)
     weights = torch.diag_embed(pi.mT).permute(0, 2, 3, 1) - pi[:, :, None] * pi[:, None]
@@ -79,7 +81,10 @@ def positive_solve(
     score: Float64[Tensor, "problems p"],
     free: Bool[Tensor, "problems p"],
 ) -> Float64[Tensor, "problems p"]:
-    """matrix^-1 g on the free parameters, 0 elsewhere, in units of the diagonal of `scale`; NaN if not positive."""
+    """matrix^-1 g on the free parameters and 0 on the others; NaN if the matrix is not positive definite.
+
+    The system is scaled by the diagonal of `scale`; `ridge` is added to the diagonal of the scaled matrix.
+    """
     unit = scale.diagonal(dim1=1, dim2=2).clamp(min=FLAT).rsqrt() * free
     scaled = matrix * unit[:, :, None] * unit[:, None, :]
     scaled.diagonal(dim1=1, dim2=2).add_(ridge * free + (~free).to(scaled))

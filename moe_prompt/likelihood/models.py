@@ -1,19 +1,19 @@
-r"""Latent mixtures: the likelihood siblings of the regression model, in which Y | X picks one expert.
+r"""Latent mixtures: models in which every observation Y is drawn from one expert, which the gate chooses at random.
 
-    p(y | x) = sum_j pi_j(x) p_j(y | x),    pi = softmax of scores,  the last component's score pinned at 0
+    p(y | x) = sum_j pi_j(x) p_j(y | x),    pi(x) = softmax of the scores s_j(x),    s_last(x) = 0
 
-The softmax sees only differences of scores, so one of them is set to 0; any other choice is a translation of the gate
-(arXiv 2305.03288). Components are learned Gaussian experts, N(h(m_j(x)), sd_j^2) with m_j linear, and in
-:class:`ContaminatedMoE` a frozen density in the last place. A parameter vector theta (p,) holds the scores' linear
-coefficients, the experts', and the logarithms of the standard deviations.
+(In the regression model, by contrast, Y is a weighted sum of the experts plus noise.) The softmax depends on
+differences of scores only, so the last score is set to 0; any other choice is a translation of the gate
+(arXiv 2305.03288). A component is a learned Gaussian expert, N(h(m_j(x)), sd_j^2) with m_j linear in x. In
+:class:`ContaminatedMoE` the last component is a frozen density. A parameter vector theta (p,) holds the linear
+coefficients of the scores, those of the experts, and the logarithms of the standard deviations.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,13 +23,18 @@ from torch import Tensor
 from moe_prompt.attention.activations import Activation, activation
 from moe_prompt.errors import choose, require
 from moe_prompt.measures.mixing_measure import MixingMeasure
+from moe_prompt.models.parameter_blocks import ParameterBlocks
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenDensity:
-    """f_0(y | x): Laplace or Gaussian with mean h(eta_0' x) and the given variance, never learned."""
+    """The density f_0(y | x) of a frozen expert: Laplace or Gaussian with mean h(eta_0' x) and a fixed variance.
+
+    `kind` is "laplace" or "gaussian", `direction` is eta_0 (dim,), `mean` is h. Raises InputError for another kind, or
+    a variance that is not positive.
+    """
 
     kind: str
     direction: Float64[Tensor, "dim"]
@@ -44,7 +49,7 @@ class FrozenDensity:
         )
 
     def centre(self, x: Float64[Tensor, "*batch n dim"]) -> Float64[Tensor, "*batch n 1"]:
-        """h(eta_0' x)."""
+        """The mean h(eta_0' x) at covariates x (*batch, n, dim)."""
         return self.mean(x @ self.direction)[..., None]
 
     def log_density(self, x: Float64[Tensor, "*batch n dim"], y: Tensor) -> Float64[Tensor, "*batch n 1"]:
@@ -56,14 +61,17 @@ class FrozenDensity:
         return -error.abs() / scale - math.log(2 * scale)
 
     def noise(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """n draws of Y - h(eta_0' X)."""
+        """n independent draws of Y - h(eta_0' X), (n,)."""
         if self.kind == "gaussian":
             return math.sqrt(self.variance) * rng.standard_normal(n)
         return rng.laplace(scale=math.sqrt(self.variance / 2), size=n)
 
 
-class GatedMixture(ABC):
-    """Learned Gaussian experts under a softmax of linear scores, and at most one frozen density after them."""
+class GatedMixture(ParameterBlocks):
+    """Learned Gaussian experts under a softmax of linear scores, followed by at most one frozen density.
+
+    The last parameter block is `log_sd`.
+    """
 
     dim: int
     num_experts: int
@@ -72,54 +80,34 @@ class GatedMixture(ABC):
     @property
     @abstractmethod
     def link(self) -> Activation:
-        """h: an expert's mean is h of a linear function of x."""
-
-    @property
-    @abstractmethod
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of each parameter block, in the order of theta; the last block is `log_sd`."""
+        """The function h: the mean of expert j is h(m_j(x)), m_j linear."""
 
     @property
     @abstractmethod
     def places(self) -> tuple[tuple[str, int, int], ...]:
-        """For every parameter: what it belongs to ("gate", "mean" or "log_sd"), of which expert, and its column of
-        (1, x)."""
+        """For every parameter its kind ("gate", "mean" or "log_sd"), its expert, and its column of (1, x)."""
 
     @property
     def num_components(self) -> int:
+        """Number of components C: the learned experts, and the frozen density if there is one."""
         return self.num_experts + (self.frozen is not None)
 
     @property
     def num_gates(self) -> int:
-        """Scores that are free: all but the last component's."""
+        """Number of scores that are learned: those of all components but the last."""
         return self.num_components - 1
 
-    @cached_property
-    def slices(self) -> dict[str, slice]:
-        """Name -> place of each block in a parameter vector."""
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        ends = np.cumsum(sizes).tolist()
-        return {name: slice(end - size, end) for name, size, end in zip(self.shapes, sizes, ends, strict=True)}
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
     def unflatten(self, theta: Float64[Tensor, "*batch p"]) -> dict[str, Tensor]:
-        """theta (*batch, p) -> name -> (*batch, *shape)."""
-        require(
-            theta.shape[-1] == self.num_parameters,
-            f"this model has {self.num_parameters} parameters: got a vector of {theta.shape[-1]}.",
-        )
-        return {name: theta[..., self.slices[name]].unflatten(-1, shape) for name, shape in self.shapes.items()}
+        """Name -> block (*batch, *shape) of parameter vectors theta (*batch, p)."""
+        return self.named_blocks(theta)
 
     def flatten(self, blocks: dict[str, Tensor]) -> Float64[Tensor, "*batch p"]:
-        """The parameter vector of named blocks (inverse of :meth:`unflatten`)."""
+        """The parameter vector (*batch, p) of named blocks: the inverse of :meth:`unflatten`."""
         batch = blocks["log_sd"].shape[:-1]
         return torch.cat([blocks[name].reshape(*batch, -1) for name in self.shapes], -1)
 
     def coefficients(self, theta: Float64[Tensor, "batch p"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Gates (B, J, d + 1), means (B, K, d + 1), both on (1, x), and log standard deviations (B, K)."""
+        """Coefficients of (1, x) in scores (B, J, d + 1) and in m_j (B, K, d + 1), and log sd (B, K)."""
         out = theta.new_zeros(len(theta), self.num_gates + self.num_experts, self.dim + 1)
         row = {"gate": 0, "mean": self.num_gates}
         linear = [(row[what] + j, c) for what, j, c in self.places if what != "log_sd"]
@@ -131,7 +119,7 @@ class GatedMixture(ABC):
     def log_terms(
         self, theta: Float64[Tensor, "replicates p"], x: Float64[Tensor, "replicates n dim"], y: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """log pi_j (B, C, n) and log p_j (B, C, n) of every component."""
+        """log pi_j(x_i) and log p_j(y_i | x_i) of all C components, (B, C, n) each."""
         require(
             x.shape[2] == self.dim and y.shape == (*x.shape[:2], 1),
             f"this model takes x with {self.dim} columns and y with 1: got shapes {tuple(x.shape)}, {tuple(y.shape)}.",
@@ -148,14 +136,14 @@ class GatedMixture(ABC):
     def log_density(
         self, theta: Float64[Tensor, "replicates p"], x: Float64[Tensor, "replicates n dim"], y: Tensor
     ) -> Float64[Tensor, "replicates n"]:
-        """log p(y_i | x_i), for y (replicates, n, 1)."""
+        """log p(y_i | x_i) for y (replicates, n, 1)."""
         log_pi, log_p = self.log_terms(theta, x, y)
         return (log_pi + log_p).logsumexp(1)
 
     def responsibilities(
         self, theta: Float64[Tensor, "replicates p"], x: Float64[Tensor, "replicates n dim"], y: Tensor
     ) -> Float64[Tensor, "replicates n components"]:
-        """Probability that component j drew y_i, given x_i and y_i."""
+        """Responsibilities: the probability, given x_i and y_i, that y_i was drawn from component j."""
         log_pi, log_p = self.log_terms(theta, x, y)
         return (log_pi + log_p).softmax(1).mT
 
@@ -166,7 +154,7 @@ class GaussianMoE(GatedMixture):
 
         Y | X ~ sum_j softmax_j(a_j + b_j' X) N(alpha_j + beta_j' X, sd_j^2),  j = 1..k,  a_k = 0, b_k = 0.
 
-    Blocks: `gate` (k - 1, d + 1), intercept first; `mean` (k, d + 1), intercept first; `log_sd` (k,).
+    Blocks: `gate` (k - 1, d + 1) and `mean` (k, d + 1), each with the intercept first; `log_sd` (k,).
 
     >>> model = GaussianMoE(num_experts=3, dim=2)
     >>> model.num_parameters, model.shapes["gate"]
@@ -200,7 +188,7 @@ class GaussianMoE(GatedMixture):
         return (*gates, *means, *(("log_sd", j, 0) for j in range(k)))
 
     def measure(self, theta: Float64[Tensor, "*batch p"]) -> MixingMeasure:
-        """sum_j exp(a_j) delta of (gate slope b_j, intercept alpha_j, slope beta_j, variance), the last a_k = 0."""
+        """The measure sum_j exp(a_j) delta_{(b_j, alpha_j, beta_j, sd_j^2)}, where a_k = 0 and b_k = 0."""
         blocks = self.unflatten(theta)
         last = theta.new_zeros(*theta.shape[:-1], 1, self.dim + 1)
         gate, mean = torch.cat([blocks["gate"], last], -2), blocks["mean"]
@@ -213,10 +201,10 @@ class GaussianMoE(GatedMixture):
         return MixingMeasure(gate[..., 0], atoms)
 
     def relabel(self, theta: Float64[Tensor, "*batch p"], order: tuple[int, ...]) -> Float64[Tensor, "*batch p"]:
-        """The same density with expert order[i] in place i, its gates translated so that the last one is 0 again."""
+        """The same density with expert order[i] in place i; gates are translated so that the last one is 0 again."""
         require(
             sorted(order) == list(range(self.num_experts)),
-            f"an order names each of the {self.num_experts} experts once: got {order}.",
+            f"an order needs to name each of the {self.num_experts} experts once: got {order}.",
         )
         blocks, pick = self.unflatten(theta), list(order)
         last = theta.new_zeros(*theta.shape[:-1], 1, self.dim + 1)
@@ -227,11 +215,11 @@ class GaussianMoE(GatedMixture):
 
 @dataclass(frozen=True, eq=False)
 class ContaminatedMoE(GatedMixture):
-    r"""Softmax-contaminated mixture of experts (arXiv 2505.18455): a frozen density and one prompt,
+    r"""Softmax-contaminated mixture of experts, a frozen density and one prompt (arXiv 2505.18455):
 
         Y | X ~ (1 - w(X)) f_0(. | X) + w(X) N(h(eta' X), nu),    w(x) = 1 / (1 + exp(-(beta' x + tau))).
 
-    Blocks: `gate` (d + 1,), tau first and then beta; `eta` (d,); `log_sd` (1,), half of log nu.
+    Blocks: `gate` (d + 1,) holds tau and then beta; `eta` (d,); `log_sd` (1,) is half of log nu.
     """
 
     frozen: FrozenDensity
@@ -261,7 +249,7 @@ class ContaminatedMoE(GatedMixture):
         return torch.cat([ends[:1], beta, eta, ends[1:]])
 
     def named(self, theta: Float64[Tensor, "*batch p"]) -> dict[str, Tensor]:
-        """beta (*batch, d), tau (*batch,), eta (*batch, d) and nu (*batch,)."""
+        """The parameters by the symbols of arXiv 2505.18455: beta and eta (*batch, d), tau and nu (*batch,)."""
         blocks = self.unflatten(theta)
         gate, nu = blocks["gate"], (2 * blocks["log_sd"][..., 0]).exp()
         return {"beta": gate[..., 1:], "tau": gate[..., 0], "eta": blocks["eta"], "nu": nu}

@@ -1,4 +1,4 @@
-"""Where a latent mixture's data come from: a model, its true parameters, and covariates."""
+"""The source of a latent mixture's data: a model, its true parameters, and a distribution of covariates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from moe_prompt.models.sampling import Dataset
 
 @dataclass(frozen=True, eq=False)
 class MixturePopulation:
-    """A truth to sample from: X from its covariates, the expert from the gate, Y from the expert."""
+    """A truth that can be sampled: X from `covariates`, then an expert j from the gate pi(X), then Y from p_j(. | X).
+
+    Raises InputError if the covariates or theta (p,) do not fit the model.
+    """
 
     model: GatedMixture
     theta: Float64[Tensor, "p"]
@@ -31,7 +34,7 @@ class MixturePopulation:
         )
 
     def sample(self, n: int, rngs: list[np.random.Generator]) -> Dataset:
-        """One replicate of size n per generator."""
+        """A dataset with one replicate of n observations per generator."""
         require(n >= 1, f"a sample needs n >= 1: got {n}.")
         x = torch.stack([self.covariates.sample(n, rng) for rng in rngs])
         draws = [self._draws(n, rng) for rng in rngs]
@@ -43,7 +46,7 @@ class MixturePopulation:
         return Dataset(x, y)
 
     def _draws(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Uniforms (n,) that choose the component, and noise (n, components) of unit size or of the frozen density."""
+        """Uniforms (n,) that choose components, and noise (n, components), the frozen one last."""
         uniform, k = rng.random(n), self.model.num_experts
         noise = rng.standard_normal((n, k))
         if self.model.frozen is not None:
@@ -51,7 +54,7 @@ class MixturePopulation:
         return uniform, noise
 
     def components(self, x: Float64[Tensor, "replicates n dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi_j, centres and scales of the noise (replicates, n, components) at the covariates."""
+        """log pi_j(x), centres of the components and scales of their noise, (replicates, n, components) each."""
         gates, means, log_sd = self.model.coefficients(self.theta[None])
         design = torch.cat([torch.ones_like(x[..., :1]), x], 2)
         scores = torch.cat([design @ gates.mT, torch.zeros_like(x[..., :1])], 2)

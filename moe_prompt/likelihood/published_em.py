@@ -1,9 +1,9 @@
-r"""EM as the public code of arXiv 2305.03288 runs it, for comparison: it stops when the likelihood changes little.
+r"""EM with the stopping rule of the public code of arXiv 2305.03288, for comparison with our fits.
 
-    |L_t - L_{t-1}| <= 1e-6 |L_{t-1}|,    at most 2000 iterations,
+    stop if |L_t - L_{t-1}| <= 1e-6 |L_{t-1}|, or after 2000 iterations
 
-with exact M-steps: weighted least squares for the experts, Newton's method to its end for the gate. Where the
-likelihood is flat, as with more experts than the truth has, this stops far from the maximum, near the start.
+The M-steps are exact: weighted least squares for the experts, Newton's method until it converges for the gate. If the
+likelihood is flat, as with more experts than the truth has, this rule stops near the start and far from the maximum.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from moe_prompt.models.sampling import Dataset
 
 @dataclass(frozen=True)
 class PublishedEM(Estimator):
-    """Best of several starts. `converged` is what that stop rule calls so; `offset` says how far from the maximum."""
+    """EM from several starts; the fit of largest likelihood is returned.
+
+    `converged` is true if the published stopping rule ended the fit. `offset` measures the distance from a maximum in
+    standard errors. Raises InputError for other models than Gaussian mixtures of experts.
+    """
 
     tolerance: float = 1e-6
     max_steps: int = 2000
@@ -43,7 +47,9 @@ class PublishedEM(Estimator):
             k = active.nonzero()[:, 0]
             if len(k) == 0:
                 break
-            previous[k] = torch.where(steps[k] == 0, torch.nan, sums.log_likelihood[k])  # the start is compared to none
+            previous[k] = torch.where(
+                steps[k] == 0, torch.nan, sums.log_likelihood[k]
+            )  # the first step has nothing to compare with
             theta[k] += self._step(sample, theta[k], sums.of(k), replicates[k])
             sums.put(k, sample.sums(theta[k], replicates[k]))
             steps[k] += 1
@@ -53,7 +59,7 @@ class PublishedEM(Estimator):
         return best_of(self._result(sample, theta, sums, converged, steps), starts.shape[1], 1)
 
     def _step(self, sample: Observations, theta: Tensor, sums: Sums, replicates: Tensor) -> Tensor:
-        """The full M-step: the experts' part of the scoring step is exact, the gate's is replaced by its maximum."""
+        """The full M-step: a scoring step, exact for experts, whose gate part is replaced by the gate's maximum."""
         model, where = sample.model, sample.model.slices["gate"]
         step = scoring_step(model, sums, torch.ones_like(theta, dtype=torch.bool))
         together = max(1, CHUNK // sample.n)

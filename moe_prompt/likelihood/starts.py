@@ -1,4 +1,4 @@
-"""Where a likelihood fit starts: knowing nothing of the truth, or, as in published simulations, beside it."""
+"""Starting points of likelihood fits: random ones, or ones beside the truth as in published simulations."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from moe_prompt.likelihood.population import MixturePopulation
 
 
 class MixtureStarts(ABC):
-    """Draws starts (count, p) for one replicate."""
+    """The base of starting rules: a subclass draws the starts of one replicate."""
 
     @abstractmethod
     def draw(self, model: GatedMixture, population: MixturePopulation, n: int, rng: np.random.Generator) -> Tensor:
-        """Starts for `model` on a sample of size n from `population`."""
+        """Starts (count, p) for a fit of `model` to n observations from `population`."""
 
     def starts(
         self, model: GatedMixture, population: MixturePopulation, n: int, rngs: list[np.random.Generator]
     ) -> Float64[Tensor, "replicates starts p"]:
-        """Starts (replicates, count, p), one generator per replicate."""
+        """Starts of several replicates, (replicates, count, p); each replicate has its own generator."""
         return torch.stack([self.draw(model, population, n, rng) for rng in rngs])
 
 
 @dataclass(frozen=True)
 class Scattered(MixtureStarts):
-    """Normal about 0 with a scale for each block of parameters; log standard deviations about `log_sd`.
+    """Independent normal starts, which depend neither on the truth nor on n.
 
-    Neither the truth nor n is looked at. `scales` names every block of the model.
+    `scales` gives the standard deviation for each block of the model. The mean is `log_sd` for log standard deviations
+    and 0 for all other parameters. Raises InputError unless `scales` names exactly the model's blocks.
     """
 
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -57,10 +58,17 @@ class Scattered(MixtureStarts):
 class BesideTruth(MixtureStarts):
     r"""The starts of the public code of arXiv 2305.03288, which shrink towards the truth as n grows.
 
-    Each fitted expert is a copy of a true one, the last of the last and every true one of at least one; then one
-    number is added to each gate (intercept and slope alike), N(0, (0.005 n^-0.083)^2), one to each expert's intercept
-    and slope, N(0, (0.05 n^-0.083)^2), and one to its variance, |N(0, (0.005 n^-0.25)^2)|. The variance it is added to
-    is, in that code, the true *standard deviation*.
+    Each fitted expert starts as a copy of a true one. Every true expert is copied, and the last fitted expert copies
+    the last true one. Then one random number per expert and row of this table is added:
+
+    | added to                           | number                      |
+    |------------------------------------|-----------------------------|
+    | intercept and slope of its gate    | N(0, (0.005 n^-0.083)^2)    |
+    | intercept and slope of its mean    | N(0, (0.05 n^-0.083)^2)     |
+    | its variance                       | abs(N(0, (0.005 n^-0.25)^2)) |
+
+    The variance to which the last number is added is, in that code, the true *standard deviation*.
+    Raises InputError for other models, or for fewer fitted than true experts.
     """
 
     count: int = 1
@@ -86,7 +94,7 @@ class BesideTruth(MixtureStarts):
 
 
 def _cover(true: int, fitted: int, rng: np.random.Generator) -> list[int]:
-    """Which true expert each fitted one copies: all of them, the last one last."""
+    """The true expert that each fitted one copies: every true expert occurs, and the last comes last."""
     while True:
         copied = [*rng.integers(true, size=fitted - 1).tolist(), true - 1]
         if len(set(copied)) == true:

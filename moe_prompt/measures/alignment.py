@@ -1,9 +1,9 @@
-r"""Alignment: the member of an estimate's symmetry class that lies nearest to the truth.
+r"""Alignment: moves an estimate by the symmetries of its family until it is nearest to the truth.
 
-A symmetry changes the parameters of a family and leaves every function of it as it is; the groups themselves are in
-:mod:`moe_prompt.measures.symmetries`. Each has a continuous part, which :meth:`Symmetry.canonical` removes by a choice
-of coordinates, and a finite part, over which alignment and losses take the minimum. Relabelling the atoms is no
-symmetry here: a mixing measure does not see it.
+A *symmetry* changes the parameters of a model and leaves its function unchanged. All symmetries of a family form a
+group; `measures.symmetries` has the groups. A group has a continuous part and a finite part.
+:meth:`Symmetry.canonical` removes the continuous part by a choice of coordinates. Alignment and losses take the minimum
+over the finite part. Relabelling atoms is not counted as a symmetry, since a mixing measure has no order.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from moe_prompt.errors import require
 from moe_prompt.measures.mixing_measure import MixingMeasure, require_same_parameters, squared_distances, voronoi_cells
 
 ENUMERATED = 5000
-"""Finite groups of up to this many elements are searched exhaustively."""
-_BLOCK = 300_000  # numbers: what stays in cache
-_MAX_RELABELLED = 7
+"""A finite group with at most this many elements is searched exhaustively."""
+_BLOCK = 300_000  # an intermediate tensor has about this many numbers, which fit in the cache
+_MAX_RELABELLED = 7  # all orders of at most this many atoms are tried
 
 
 class Symmetry(ABC):
-    """A group that acts on the parameters of a measure; `canonical`, `order`, `orbit` and `nearest` define it."""
+    """A group of changes of a measure's parameters; a subclass defines it by the methods before `align`."""
 
     def canonical(self, measure: MixingMeasure) -> MixingMeasure:
-        """Coordinates without the continuous part of the group; they depend on G alone, not on its list of atoms."""
+        """The measure in coordinates in which the continuous part of the group is fixed.
+
+        The coordinates depend on G alone: neither the order of atoms nor copies of an atom change them.
+        """
         return measure
 
     def dimension(self, measure: MixingMeasure) -> int:
-        """Number of directions in parameter space along which the continuous part of the group moves `measure`."""
+        """Dimension of the set of parameters that the continuous part of the group reaches from `measure`."""
         return 0
 
     @abstractmethod
@@ -44,28 +47,37 @@ class Symmetry(ABC):
 
     @abstractmethod
     def orbit(self, measure: MixingMeasure) -> MixingMeasure:
-        """A canonical measure moved by every element of the finite part, on a new leading axis; the identity first."""
+        """A canonical measure moved by each element of the finite part, the identity first.
+
+        The result has a new leading axis, one entry per element.
+        """
 
     @abstractmethod
     def nearest(
         self, estimated: MixingMeasure, true: MixingMeasure, masses: Tensor, shared_mass: Tensor
     ) -> MixingMeasure:
-        r"""The g `estimated` with least sum_i m_i |g theta_i - theta*_i|^2 + m_0 |g shared - shared*|^2.
+        r"""The image g(estimated) by the group element g that minimises, in each replicate,
 
-        Both measures are canonical, with one batch axis and as many atoms, atom i compared with atom i; `masses` is
-        m, (n, L), and `shared_mass` is m_0, (n,).
+            sum_i m_i |g theta_i - theta*_i|^2 + m_0 |g shared - shared*|^2.
+
+        Both measures are canonical, have one batch axis and as many atoms; atom i is compared with atom i. The weights
+        are m = `masses` (n, L) and m_0 = `shared_mass` (n,).
         """
 
     def align(self, estimated: MixingMeasure, true: MixingMeasure, atoms: bool = False) -> MixingMeasure:
-        r"""The canonical form of `estimated`, moved next to the canonical form of `true`: compare it with that.
+        r"""The canonical form of `estimated`, moved by the group as near as possible to the canonical form of `true`.
 
-        Without `atoms`, over the symmetry alone: atom i is compared with the nearest true atom, weighted by exp(b_i),
-        and the shared parameters are weighted by the total. The minimum is exact for groups of up to ENUMERATED
-        elements; for larger ones cells and group element alternate from several starts until neither changes.
+        Without `atoms`, estimated atom i is compared with the true atom nearest to it, with weight exp(b_i); the shared
+        parameters have the total weight. The minimum is exact for groups of at most 5000 elements. For larger groups
+        the algorithm alternates between cells and group elements, from two starts, until neither changes.
 
-        With `atoms`, over relabellings as well, for as many atoms as the truth has (at most 7 beyond NoSymmetry): the
-        exact minimum of |theta_hat - theta*|^2 + |exp(b_hat) - exp(b*)|^2, atom by atom, so that differences of
-        parameters are the vector whose covariance the Cramer-Rao bound concerns.
+        With `atoms`, the atoms of the estimate are put in the order of the true ones as well. The result minimises
+        |theta_hat - theta*|^2 + |exp(b_hat) - exp(b*)|^2 exactly, over the group and all orders. Its difference from
+        the truth is the vector whose covariance the Cramer-Rao bound is about.
+
+        Raises:
+            InputError: measures with other parameters; with `atoms`, another number of atoms than the truth has, or
+                more than 7 atoms for a group that is not trivial.
         """
         require_same_parameters(estimated, true)
         batch_shape = estimated.batch_shape
@@ -75,7 +87,7 @@ class Symmetry(ABC):
         return moved.map(lambda tensor: tensor.reshape(*batch_shape, *tensor.shape[1:]))
 
     def _relabel(self, estimated: MixingMeasure, true: MixingMeasure) -> MixingMeasure:
-        """Exact minimum over atoms and group: one assignment when the group is trivial, else every permutation."""
+        """Exact minimum over orders and group: one assignment if the group is trivial, else over all permutations."""
         count, n = true.num_atoms, len(true.log_weights)
         require(
             estimated.num_atoms == count,
@@ -85,7 +97,10 @@ class Symmetry(ABC):
             mass_error = estimated.weights[:, :, None] - true.weights[:, None, :]
             cost = squared_distances(estimated, true) + mass_error.square()
             return estimated.take_atoms(assign(cost.mT))
-        require(count <= _MAX_RELABELLED, f"aligning relabels at most {_MAX_RELABELLED} atoms: got {count}.")
+        require(
+            count <= _MAX_RELABELLED,
+            f"aligning relabels at most {_MAX_RELABELLED} atoms: got {count}; align without `atoms`.",
+        )
         ones = torch.ones_like(true.log_weights)
         moved = []
         for permutation in itertools.permutations(range(count)):
@@ -94,6 +109,7 @@ class Symmetry(ABC):
         return _best(moved, [_paired_cost(m, true, ones, ones[:, 0], masses_too=True) for m in moved])
 
     def _to_cells(self, estimated: MixingMeasure, true: MixingMeasure) -> MixingMeasure:
+        """Minimum over the group, every estimated atom compared with the true atom of its cell."""
         masses = estimated.weights
         total = masses.sum(-1)
         if self.order(true) == 1:
@@ -108,7 +124,7 @@ class Symmetry(ABC):
         return _best(ends, costs)
 
     def _alternate(self, estimated: MixingMeasure, moved: MixingMeasure, true: MixingMeasure) -> MixingMeasure:
-        """Cells, then the group element that fits them, until the cells stay: every step lowers the cost."""
+        """Alternates between cells and the best group element for them until cells stay; every step lowers the cost."""
         cells = voronoi_cells(moved, true)
         for _ in range(100):
             moved = self.nearest(estimated, true.take_atoms(cells), estimated.weights, estimated.weights.sum(-1))
@@ -118,7 +134,7 @@ class Symmetry(ABC):
         return moved
 
     def _best_cells(self, estimated: MixingMeasure, true: MixingMeasure) -> Tensor:
-        """Cells of the estimate about the group's best image of the truth: the group preserves distances."""
+        """Cells around the truth's best image: the group preserves distances, so it may move the truth instead."""
         found = []
         for block in blocks(
             self.order(true) * estimated.num_atoms * true.atom_vectors().shape[1:].numel(), len(true.weights)
@@ -132,13 +148,13 @@ class Symmetry(ABC):
 
 
 def blocks(numbers_each: int, replicates: int) -> list[slice]:
-    """Slices of the replicates that keep an intermediate of `numbers_each` numbers per replicate within memory."""
+    """Slices of the replicates so short that intermediates of `numbers_each` numbers per replicate stay in cache."""
     step = max(1, _BLOCK // max(1, numbers_each))
     return [slice(start, start + step) for start in range(0, replicates, step)]
 
 
 def assign(cost: Float[Tensor, "n rows columns"]) -> Tensor:
-    """Column for every row with the least total cost, in every problem; a failed fit (NaN) gets any assignment."""
+    """The column of each row, (n, rows), with the least total cost per problem; any column where costs are NaN."""
     tables = np.nan_to_num(cost.detach().cpu().numpy(), nan=0.0, posinf=1e300, neginf=-1e300)
     columns = np.stack([linear_sum_assignment(table)[1] for table in tables]) if len(tables) else tables[:, :, 0]
     return torch.from_numpy(columns.astype(np.int64)).to(cost.device)
@@ -155,7 +171,7 @@ def _paired_cost(
 
 
 def _best(candidates: list[MixingMeasure], costs: list[Tensor]) -> MixingMeasure:
-    """In every replicate the candidate of least cost, the first of equals."""
+    """The candidate of least cost in every replicate; of equal ones the first."""
     best = torch.stack(costs).nan_to_num(nan=math.inf).argmin(0)
     rows = torch.arange(len(best), device=best.device)
 
@@ -169,5 +185,5 @@ def _best(candidates: list[MixingMeasure], costs: list[Tensor]) -> MixingMeasure
 
 
 def _first_atoms(true: MixingMeasure, estimated: MixingMeasure) -> MixingMeasure:
-    """The truth with as many atoms as the estimate, all copies of the first: for costs in which atoms do not count."""
+    """Copies of the first true atom, as many as the estimate has atoms: for costs in which atoms have no weight."""
     return true.take_atoms(torch.zeros_like(estimated.log_weights, dtype=torch.long))

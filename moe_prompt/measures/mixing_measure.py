@@ -1,11 +1,14 @@
-r"""Mixing measures: what a mixture of prompt experts is to a statistician, whatever the order of its atoms.
+r"""Mixing measures: the prompts of a model as a discrete measure, which has no order (arXiv 2402.02952, 2501.18936).
 
-A model with prompts j = 1..L, log-weights b_j and parameters theta_j is the measure (arXiv 2402.02952, 2501.18936)
+A model with prompts j = 1..L, log-weights b_j and parameters theta_j is described by the measure
 
     G = sum_j exp(b_j) delta_{theta_j}
 
-together with the parameters that all prompts share. Relabelling atoms, or splitting one in two with the same total
-weight, leaves G as it is. Everything here is batched: the leading axes are replicates of one experiment.
+and by the parameters that all prompts share. A point theta_j is called an *atom* and exp(b_j) its *mass*. G does not
+change when atoms are listed in another order, nor when an atom is replaced by two copies with the same total mass.
+
+Each tensor may have leading batch axes, one entry per *replicate* (a repetition of one experiment on fresh data).
+The *cell* of a true atom is the set of estimated atoms that lie nearest to it: a Voronoi cell.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from moe_prompt.errors import require
 
 @dataclass(frozen=True, eq=False)
 class MixingMeasure:
-    r"""G = sum_j exp(b_j) delta_{theta_j}, and the parameters that all atoms share.
+    r"""The measure G = sum_j exp(b_j) delta_{theta_j} with L atoms, and the parameters that all atoms share.
 
-    Shapes: `log_weights` (*batch, L); every tensor of `atoms` (*batch, L, ...); of `shared` (*batch, ...).
+    Shapes: `log_weights` (*batch, L); every tensor of `atoms` (*batch, L, ...); every tensor of `shared` (*batch, ...).
     Raises InputError when the leading axes differ or there is no atom.
 
     >>> g = MixingMeasure(torch.zeros(7, 2), {"p": torch.ones(7, 2, 3)}, {"w": torch.ones(7, 5)})
@@ -54,21 +57,21 @@ class MixingMeasure:
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Leading axes: replicates."""
+        """Shape of the leading axes, one entry per replicate."""
         return self.log_weights.shape[:-1]
 
     @property
     def num_atoms(self) -> int:
-        """L."""
+        """Number of atoms L."""
         return self.log_weights.shape[-1]
 
     @property
     def weights(self) -> Float[Tensor, "*batch atoms"]:
-        """Masses exp(b_j); a log-weight of minus infinity is an atom that is not there."""
+        """Masses exp(b_j). A log-weight of minus infinity gives an atom without mass, which counts as absent."""
         return self.log_weights.exp()
 
     def atom_vectors(self) -> Float[Tensor, "*batch atoms q"]:
-        """theta_j: the parameters of each atom flattened and joined in the alphabetical order of their names."""
+        """The vectors theta_j: each atom's parameters, flattened and joined in alphabetical order of their names."""
         flat = [_vectors(self.atoms[name], self.log_weights.shape) for name in sorted(self.atoms)]
         return torch.cat(flat, dim=-1)
 
@@ -78,27 +81,27 @@ class MixingMeasure:
         return torch.cat(flat, dim=-1) if flat else self.log_weights.new_zeros(*self.batch_shape, 0)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> MixingMeasure:
-        """The measure with `function` applied to every tensor: for what concerns batch axes only."""
+        """The measure with `function` applied to every tensor; `function` may change batch axes only."""
         atoms = {name: function(tensor) for name, tensor in self.atoms.items()}
         shared = {name: function(tensor) for name, tensor in self.shared.items()}
         return MixingMeasure(function(self.log_weights), atoms, shared)
 
     def select(self, index: Any) -> MixingMeasure:
-        """Replicates picked by `index`: an integer, a slice, a mask or an integer tensor over the batch axes."""
+        """The replicates at `index`: an integer, a slice, a mask or an integer tensor over the batch axes."""
         return self.map(lambda tensor: tensor[index])
 
     def expand(self, batch_shape: tuple[int, ...]) -> MixingMeasure:
-        """The same measure for every replicate of `batch_shape`, without a copy."""
+        """The same measure repeated over `batch_shape`; the repetitions share memory."""
         axes = len(self.batch_shape)
         return self.map(lambda tensor: tensor.expand(*batch_shape, *tensor.shape[axes:]))
 
     def flatten_batch(self) -> MixingMeasure:
-        """All batch axes as one; a measure without any becomes a batch of one."""
+        """The measure with one batch axis in place of all; a measure without batch axes becomes a batch of one."""
         axes, count = len(self.batch_shape), self.batch_shape.numel()
         return self.map(lambda tensor: tensor.reshape(count, *tensor.shape[axes:]))
 
     def take_atoms(self, index: Int[Tensor, "*batch taken"]) -> MixingMeasure:
-        """The measure whose atom i is this one's atom index[i], in every replicate."""
+        """The measure whose atom i is atom index[i] of this measure, in every replicate."""
         lead = len(self.log_weights.shape)
 
         def take(tensor: Tensor) -> Tensor:
@@ -109,14 +112,14 @@ class MixingMeasure:
 
 
 def require_same_parameters(estimated: MixingMeasure, true: MixingMeasure) -> None:
-    """Raise InputError unless both measures have the same parameters, of the same shapes, and batches that fit."""
+    """Raise InputError unless both measures have parameters of the same names and shapes, and batch axes that fit."""
     for kind, left, right in (("atom", estimated.atoms, true.atoms), ("shared", estimated.shared, true.shared)):
         skip = int(kind == "atom")
         got = {name: tuple(t.shape[len(estimated.batch_shape) + skip :]) for name, t in sorted(left.items())}
         want = {name: tuple(t.shape[len(true.batch_shape) + skip :]) for name, t in sorted(right.items())}
         require(
             got == want,
-            f"two measures compare when their {kind} parameters agree: estimated has {got}, true has {want}; "
+            f"measures are compared if their {kind} parameters agree: the estimate has {got}, the truth {want}; "
             "compare different families by a function distance.",
         )
     require(
@@ -127,17 +130,20 @@ def require_same_parameters(estimated: MixingMeasure, true: MixingMeasure) -> No
 
 
 def differences(estimated: MixingMeasure, true: MixingMeasure) -> Float[Tensor, "*batch fitted atoms q"]:
-    """d_ij = theta_i - theta*_j for every pair of atoms; batch axes broadcast."""
+    """Differences d_ij = theta_i - theta*_j of every estimated from every true atom; batch axes broadcast."""
     return estimated.atom_vectors()[..., :, None, :] - true.atom_vectors()[..., None, :, :]
 
 
 def squared_distances(estimated: MixingMeasure, true: MixingMeasure) -> Float[Tensor, "*batch fitted atoms"]:
-    """|d_ij|^2, from differences: products would lose what is smaller than 1e-8."""
+    """Squared distances |d_ij|^2 of every estimated from every true atom.
+
+    They are computed from differences. The expansion by inner products would lose distances below 1e-8.
+    """
     return differences(estimated, true).square().sum(-1)
 
 
 def voronoi_cells(estimated: MixingMeasure, true: MixingMeasure) -> Int[Tensor, "*batch fitted"]:
-    """Index of the true atom nearest to each estimated atom, argmin_j |theta_i - theta*_j|; ties to the lowest index.
+    """The cell of each estimated atom: argmin_j |theta_i - theta*_j|, the lowest index if several are nearest.
 
     >>> atoms = lambda *p: MixingMeasure(torch.zeros(len(p)), {"p": torch.tensor(p)[:, None]})
     >>> voronoi_cells(atoms(0.1, 0.5, 9.0), atoms(0.0, 1.0)).tolist()
@@ -147,12 +153,12 @@ def voronoi_cells(estimated: MixingMeasure, true: MixingMeasure) -> Int[Tensor, 
 
 
 def nearest_atoms(squared: Float[Tensor, "*batch fitted atoms"]) -> Int[Tensor, "*batch fitted"]:
-    """The cells that belong to squared distances."""
+    """The cell of each estimated atom, from squared distances; a failed fit (NaN) gets cell 0."""
     nearest = squared == squared.amin(-1, keepdim=True)
-    # torch.argmin promises nothing about ties; the first True of a mask is what cumsum finds. NaN has no nearest: 0.
+    # torch.argmin promises nothing about ties; cumsum finds the first True of a mask. The modulo gives NaN cell 0.
     return (nearest.cumsum(-1) == 0).sum(-1) % squared.shape[-1]
 
 
 def _vectors(tensor: Tensor, lead: torch.Size) -> Tensor:
-    """Everything after the leading axes as one axis, empty batches included."""
+    """The axes after `lead` joined into one; -1 in reshape would fail on an empty batch."""
     return tensor.reshape(*lead, math.prod(tensor.shape[len(lead) :]))

@@ -1,7 +1,7 @@
-r"""Symmetries: changes of the parameters of a family that leave every function of it as it is.
+r"""Symmetries: changes of a model's parameters that do not change its function.
 
-A parameter error means something only up to them: the parameters of a hidden layer ``W_2 act(W_{1,j} x)`` return in
-another order, with other signs or scales, from a perfect fit.
+Errors of parameters are meaningful only up to symmetries. A perfect fit of a hidden layer ``W_2 act(W_{1,j} x)``, for
+example, may return its units in another order, with other signs or with other scales.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["HiddenUnits", "NoSymmetry", "Symmetry"]
 
 @dataclass(frozen=True)
 class NoSymmetry(Symmetry):
-    """Different parameters, different functions: the default of a prompt expert."""
+    """The trivial group: different parameters give different functions. This is a prompt expert's default."""
 
     def order(self, measure: MixingMeasure) -> int:
         return 1
@@ -39,19 +39,22 @@ class NoSymmetry(Symmetry):
 
 @dataclass(frozen=True)
 class HiddenUnits(Symmetry):
-    r"""The hidden units of W_2 act(W_{1,j} x), W_{1,j} (r, D) an atom's, W_2 (d, r) shared (arXiv 2501.18936).
+    r"""Symmetries of the r hidden units of W_2 act(W_{1,j} x) (arXiv 2501.18936, section 4).
 
-    For every activation, the r units may be permuted, jointly in W_2 and in all W_{1,j}: r! elements. Beside that,
+    Each atom has its own incoming weights W_{1,j} (r, D); all atoms share the outgoing weights W_2 (d, r). For every
+    activation the units may be permuted, in W_2 and in all W_{1,j} alike: r! elements. Some activations have more:
 
-    | act         | also leaves the function                          | canonical coordinates                         |
+    | act         | what else leaves the function unchanged           | canonical coordinates                         |
     |-------------|---------------------------------------------------|-----------------------------------------------|
-    | odd         | a sign per unit, in both weights: 2^r r! elements | the same                                      |
+    | odd         | a sign per unit, in both weights: 2^r r! elements | the parameters themselves                     |
     | homogeneous | c_k > 0 on the incoming, 1/c_k on the outgoing    | mean_G |row k of W_1|^2 = 1, the scale in W_2 |
     | linear      | any invertible r x r mixing                       | the product W_2 W_{1,j} (d, D), an atom       |
 
-    The mean is over atoms with weights exp(b_j) / sum exp(b), so that splitting an atom changes nothing. A unit
-    whose incoming weights are exactly zero does nothing, and its outgoing weights become zero with them.
-    Raises InputError for even activations, whose further signs (one per unit and atom) are not covered.
+    mean_G is the mean over atoms with weights exp(b_j) / sum exp(b), so two copies of an atom count as one. A unit with
+    incoming weights of exactly zero has no effect; its outgoing weights are set to zero.
+
+    Raises InputError for even activations. They have further symmetries, a sign per unit and atom, which this class
+    does not cover.
     """
 
     incoming: str
@@ -62,8 +65,8 @@ class HiddenUnits(Symmetry):
         z = torch.tensor([0.3, 0.7, 1.9], dtype=torch.float64)
         require(
             not torch.equal(self.activation(z), self.activation(-z)),
-            f"hidden units know odd, homogeneous and linear activations: {self.activation.name!r} is even, and so "
-            "blind to the sign of every incoming weight; compare its functions, not its parameters.",
+            f"hidden units need an activation that is not even: {self.activation.name!r} is even, so that the signs of "
+            "incoming weights are lost; compare functions by a function distance.",
         )
 
     def canonical(self, measure: MixingMeasure) -> MixingMeasure:
@@ -74,7 +77,7 @@ class HiddenUnits(Symmetry):
     def dimension(self, measure: MixingMeasure) -> int:
         d, r = measure.shared[self.outgoing].shape[-2:]
         if self.activation.linear:
-            # dim of {(W_2, W_1)} minus dim of the d x (L D) matrices of rank at most min(r, d, L D)
+            # dimension of the pairs (W_2, W_1) minus that of the d x (L D) matrices of rank at most min(r, d, L D)
             columns = measure.num_atoms * measure.atoms[self.incoming].shape[-1]
             rank = min(r, d, columns)
             return r * (d + columns) - rank * (d + columns - rank)
@@ -107,7 +110,7 @@ class HiddenUnits(Symmetry):
         w1, w2 = estimated.atoms[self.incoming], estimated.shared[self.outgoing]
         gain = torch.einsum("ni,niax,nibx->nab", masses, true.atoms[self.incoming], w1)
         gain = gain + torch.einsum("n,nda,ndb->nab", shared_mass, true.shared[self.outgoing], w2)
-        # Squared norms do not depend on the assignment: the least distance is the largest inner product.
+        # No assignment changes the squared norms, so the least distance has the largest inner product.
         unit = assign(-gain.abs() if self.activation.odd else -gain)
         sign = torch.ones_like(gain[..., 0])
         if self.activation.odd:
@@ -127,7 +130,7 @@ class HiddenUnits(Symmetry):
         return self._with(measure, w1 / scale[..., None, :, None], w2 * norm[..., None, :])
 
     def _product(self, measure: MixingMeasure) -> MixingMeasure:
-        if self.incoming not in measure.atoms:  # already the product
+        if self.incoming not in measure.atoms:  # `measure` already holds the product
             return measure
         atoms, shared = dict(measure.atoms), dict(measure.shared)
         atoms["product"] = torch.einsum("...dr,...jrx->...jdx", shared.pop(self.outgoing), atoms.pop(self.incoming))

@@ -1,11 +1,16 @@
-r"""Covariates: where X comes from, with a sampler for data and a quadrature for expectations.
+r"""Covariates: distributions of X, each with a sampler for data and a quadrature for expectations.
 
-``sample(n, rng)`` draws X_1, ..., X_n; ``nodes(size)`` gives points x_m and weights w_m >= 0 that sum to 1, with
+``sample(n, rng)`` draws X_1, ..., X_n. ``nodes(size)`` gives points x_m and weights w_m >= 0 that sum to 1, so that
 
-    E h(X) ~ sum_m w_m h(x_m),
+    E h(X) ~ sum_m w_m h(x_m).
 
-exact for polynomials (Gauss rules, up to four dimensions), quasi-random beyond, and exact for every h where the
-distribution has finitely many points. Tensors are float64; convert them to what the model computes in.
+| distribution                   | nodes               | the sum is                                        |
+|--------------------------------|---------------------|---------------------------------------------------|
+| continuous, up to 4 dimensions | Gauss rules         | exact for polynomials h (`models.quadrature`)     |
+| continuous, more dimensions    | quasi-random points | approximate                                       |
+| finitely many points           | all of the points   | exact for every h                                 |
+
+All tensors are float64.
 """
 
 from __future__ import annotations
@@ -30,31 +35,31 @@ from moe_prompt.models.quadrature import normal_rule, uniform_rule
 
 Points = Float[Tensor, "n dim"]
 Weights = Float[Tensor, " n"]
-_MOST_CROPS = 2_000_000
+_MOST_CROPS = 2_000_000  # exact nodes list at most this many crops
 
 
 class Covariates(ABC):
-    """A distribution of X in R^dim."""
+    """A distribution of X in R^dim; a subclass writes `sample` and `nodes`."""
 
     dim: int
 
     @abstractmethod
     def sample(self, n: int, rng: np.random.Generator) -> Points:
-        """n independent draws, (n, dim); the same generator state gives the same draws."""
+        """n draws of X, (n, dim). The same state of `rng` gives the same draws."""
 
     @abstractmethod
     def nodes(self, size: int = 4096) -> tuple[Points, Weights]:
-        """A quadrature of about `size` points: points (m, dim) and weights (m,) that sum to 1."""
+        """A quadrature of about `size` nodes: points (m, dim), and weights (m,) that sum to 1."""
 
     def describe(self) -> dict[str, Any]:
-        """Name and content in the terms of JSON: equal descriptions, equal distributions."""
+        """The class's name and its fields as JSON values; equal descriptions mean equal distributions."""
         content = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
         return {"kind": type(self).__name__, **content}
 
 
 @dataclass(frozen=True)
 class Uniform(Covariates):
-    """X uniform on the box [low, high]^dim.
+    """X uniform on the box [low, high]^dim. Raises InputError unless low < high and dim >= 1.
 
     >>> points, weights = Uniform(0.0, 3.0, dim=2).nodes(100)
     >>> round(float(weights @ points.square().sum(1)), 12)
@@ -79,7 +84,7 @@ class Uniform(Covariates):
 
 @dataclass(frozen=True)
 class Gaussian(Covariates):
-    """X ~ N(0, scale^2 I): `scale` is a standard deviation."""
+    """X ~ N(0, scale^2 I) in R^dim; `scale` is a standard deviation. Raises InputError unless it is positive."""
 
     dim: int = 1
     scale: float = 1.0
@@ -100,9 +105,10 @@ class Gaussian(Covariates):
 
 @dataclass(frozen=True)
 class EvenGrid(Covariates):
-    """n points evenly spaced on [low, high], ends included: a fixed design, the generator unused (arXiv 2305.03288).
+    """A fixed design: n points evenly spaced on [low, high], both ends included (arXiv 2305.03288).
 
-    Its limit in n is the uniform distribution, which is what `nodes` integrates.
+    `sample` does not use its generator. As n grows the design approaches the uniform distribution, whose quadrature
+    `nodes` returns. Raises InputError unless low < high.
     """
 
     low: float = 0.0
@@ -113,7 +119,7 @@ class EvenGrid(Covariates):
 
     @property
     def dim(self) -> int:  # type: ignore[override]
-        """1."""
+        """The design has one dimension."""
         return 1
 
     def sample(self, n: int, rng: np.random.Generator) -> Points:
@@ -125,12 +131,14 @@ class EvenGrid(Covariates):
 
 @dataclass(frozen=True, eq=False)
 class ImagePatches(Covariates):
-    r"""Tokens of real pictures: X = vec of a random crop of a random picture, cut into patches.
+    r"""Tokens of real pictures: X is a random crop of a random picture, cut into patches and flattened.
 
-    `images` is (count, H, W) or (count, H, W, C). Picture and crop position are uniform and independent. The
-    crop x crop window is cut into (crop / patch)^2 tokens, row by row; a token is its patch x patch x C pixels, row by
-    row, channel last; X is token after token. Pixels are (pixel - mean) / sd, both over the whole collection.
-    Raises InputError for crops that do not fit and pictures that are all one value.
+    1. A picture of `images`, (count, H, W) or (count, H, W, C), and a crop x crop window in it are drawn uniformly.
+    2. Pixels are standardised: (pixel - mean) / sd, with mean and sd over the whole collection.
+    3. The window is cut into (crop / patch)^2 tokens, row by row. A token is the patch x patch x C pixels of one patch,
+       row by row with the channel last. X has one token after the other.
+
+    Raises InputError for a crop that does not fit, or for pictures in which all pixels are equal or one is not finite.
 
     >>> pictures = np.arange(2 * 3 * 3).reshape(2, 3, 3)
     >>> covariates = ImagePatches(pictures, crop=2, patch=1)
@@ -161,7 +169,7 @@ class ImagePatches(Covariates):
 
     @classmethod
     def digits(cls, crop: int = 4, patch: int = 2) -> ImagePatches:
-        """The 1797 handwritten digits that come with scikit-learn, 8 x 8 grey pixels."""
+        """Crops of the 1797 handwritten digits of scikit-learn, 8 x 8 grey pixels each."""
         from sklearn.datasets import load_digits
 
         return cls(load_digits().images, crop, patch)
@@ -170,9 +178,13 @@ class ImagePatches(Covariates):
     def folder(
         cls, path: str | Path, crop: int = 4, patch: int = 2, size: int = 16, color: bool = False
     ) -> ImagePatches:
-        """Every picture file under `path`, in the order of names, resized to size x size, grey unless `color`."""
+        """Crops of all picture files under `path`, sorted by name and resized to size x size pixels.
+
+        Pictures are converted to grey unless `color`. Raises InputError for a folder that does not exist, holds no
+        picture, or holds one that cannot be read.
+        """
         root, mode = Path(path), "RGB" if color else "L"
-        require(root.is_dir(), f"pictures are read from a folder: {str(path)!r} is none.")
+        require(root.is_dir(), f"pictures are read from a folder: {str(path)!r} is none; give the path of a folder.")
         files = [file for file in sorted(root.rglob("*")) if _is_picture(file)]
         require(len(files) > 0, f"no picture in {str(path)!r}: put PNG, JPEG or other picture files there.")
         pictures = [np.asarray(read_picture(file).convert(mode).resize((size, size))) for file in files]
@@ -180,12 +192,12 @@ class ImagePatches(Covariates):
 
     @property
     def num_tokens(self) -> int:
-        """(crop / patch)^2."""
+        """Number of tokens of a crop, (crop / patch)^2."""
         return (self.crop // self.patch) ** 2
 
     @property
     def dim(self) -> int:  # type: ignore[override]
-        """crop^2 times the number of channels."""
+        """Length of X: crop^2 times the number of channels."""
         return self.crop**2 * self._windows.shape[3]
 
     @cached_property
@@ -196,6 +208,7 @@ class ImagePatches(Covariates):
         return np.lib.stride_tricks.sliding_window_view(pixels, (self.crop, self.crop), axis=(1, 2))
 
     def _tokens(self, windows: np.ndarray) -> np.ndarray:
+        """Windows (n, C, crop, crop) as rows of tokens, (n, dim)."""
         cells = self.crop // self.patch
         cut = windows.reshape(len(windows), -1, cells, self.patch, cells, self.patch)
         return cut.transpose(0, 2, 4, 3, 5, 1).reshape(len(windows), -1)
@@ -205,7 +218,7 @@ class ImagePatches(Covariates):
         return torch.from_numpy(self._tokens(self._windows[picture, top, left]))
 
     def nodes(self, size: int = 4096) -> tuple[Points, Weights]:
-        """Every distinct crop with its share of all crops, whatever `size`: the exact distribution."""
+        """The exact distribution, whatever `size`: every distinct crop, weighted by its share of all crops."""
         count = math.prod(self._windows.shape[:3])
         require(
             count <= _MOST_CROPS,
@@ -217,6 +230,7 @@ class ImagePatches(Covariates):
 
 
 def _plain(value: Any) -> Any:
+    """The value as JSON; an array by its shape and a hash of its numbers."""
     if isinstance(value, np.ndarray):
         content = np.ascontiguousarray(value, dtype="<f8")
         return {"shape": list(value.shape), "sha256": hashlib.sha256(content.tobytes()).hexdigest()}
@@ -224,7 +238,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_picture(file: Path) -> bool:
-    """Whether the name ends as those of a format that Pillow opens."""
+    """True for a file whose name has the ending of a format that Pillow opens."""
     return file.is_file() and Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN
 
 

@@ -8,6 +8,7 @@ With s_j the score of prompt j, b_j its log-weight, v_j its value, and frozen ex
 | NoRGa   | the same with link(s) + b                                 | the same                    |
 | top-K   | the same without all prompts but K: largest s + b at x    | the same; 0 if not chosen   |
 | sigmoid | sum_i sigma(a_i + c) u_i + sum_j sigma(s_j + b_j + c) v_j | g_j (1 - g_j) v_jo          |
+| zero    | softmax(a) of u + tanh(a_0) softmax(s + b) of v           | g_j (v_jo - prompts' mean)  |
 
 with g_j = df_o / dv_jo the weight of prompt j, and df_o / ds_j = link'(s_j) S_jo. The frozen experts do not depend on
 the prompts: a sample's are evaluated once, and :meth:`Mixing.frozen` says what is kept of them.
@@ -23,7 +24,7 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from moe_prompt.attention.gates import ExponentialGate, Gate, SigmoidGate, TopKGate
+from moe_prompt.attention.gates import ExponentialGate, Gate, SigmoidGate, TopKGate, ZeroInitGate
 from moe_prompt.errors import InputError, require
 
 G = TypeVar("G", bound=Gate)
@@ -44,8 +45,8 @@ class Mixing(ABC, Generic[G]):
     """Whether a prompt has one score in all rows of a head, their average."""
     jumps: ClassVar[bool] = False
     """Whether f is discontinuous in x at places that depend on theta: E[J'J] is then no information matrix."""
-    no_split: ClassVar[str] = ""
-    """Why halves of an atom's mass are not the atom, under gates where they are not."""
+    no_split: ClassVar[str] = "nobody has said whether two halves of an atom's mass are that atom"
+    """Why two halves of an atom's mass are not that atom; empty under the gates where they are."""
 
     def __init__(self, gate: G) -> None:
         self.gate = gate
@@ -89,6 +90,8 @@ class _Softmax(Mixing[G]):
 
 class ExponentialMixing(_Softmax[ExponentialGate]):
     """Softmax, after a link on the prompts' scores."""
+
+    no_split = ""
 
     def logits(self, score: Tensor, b: Tensor) -> tuple[Tensor, Tensor | None]:
         score, slope = self.gate.link(score)
@@ -159,18 +162,59 @@ class SigmoidMixing(Mixing[SigmoidGate]):
         return s, s
 
 
-MIXINGS: dict[type[Gate], type[Mixing]] = {SigmoidGate: SigmoidMixing, TopKGate: TopKMixing}
-"""Beside these, a regression model takes every :class:`~moe_prompt.attention.gates.ExponentialGate`."""
+class ZeroInitMixing(Mixing[ZeroInitGate]):
+    """Prompts compete among themselves alone, and their mixture enters times tanh(a) (arXiv 2502.03029)."""
+
+    no_split = "prompts compete with each other alone, so that log-weights are known up to a common constant only"
+
+    def frozen(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return scores[:, :0], scores.softmax(1)
+
+    def mix(self, score: Tensor, b: Tensor, value: Tensor, log_frozen: Tensor, frozen_mean: Tensor) -> Mixed:
+        g = (torch.tanh(self.gate.a) * torch.softmax(score + b, 1))[:, :, None]
+        return Mixed((g * value).sum(1).add_(frozen_mean), g)
+
+    def seeds(self, value: Tensor, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        total = mixed.g.sum(1, keepdim=True)  # tanh(a): where it is 0, so are all weights
+        centre = (mixed.g * value).sum(1, keepdim=True) / torch.where(total == 0, 1.0, total)
+        s = mixed.g * (value - centre)
+        return s, s
+
+
+MIXINGS: dict[type[Gate], type[Mixing]] = {
+    SigmoidGate: SigmoidMixing,
+    TopKGate: TopKMixing,
+    ZeroInitGate: ZeroInitMixing,
+}
+"""Beside these, a regression model takes every :class:`~moe_prompt.attention.gates.ExponentialGate`, and every gate
+with a method `mixing()` that returns the :class:`Mixing` of its own."""
 
 
 def mixing(gate: Gate) -> Mixing:
-    """How a gate mixes; InputError for gates that a regression model does not know."""
+    """How a gate mixes.
+
+    A gate of the user's own is taken if it is a subclass of :class:`~moe_prompt.attention.gates.ExponentialGate`, or
+    if it says how it mixes: its method `mixing()` returns a :class:`Mixing`.
+
+    Raises:
+        InputError: any other gate, or a `mixing()` that returns something else.
+    """
+    own = getattr(gate, "mixing", None)
+    if own is not None:
+        found = own()
+        require(
+            isinstance(found, Mixing),
+            f"{type(gate).__name__}.mixing() needs to return a moe_prompt.models.gating.Mixing: got "
+            f"{type(found).__name__}.",
+        )
+        return found
     if isinstance(gate, ExponentialGate):
         return ExponentialMixing(gate)
-    known = ", ".join(kind.__name__ for kind in MIXINGS)
     require(
         type(gate) in MIXINGS,
-        f"a regression model needs an exponential gate (softmax, NoRGa) or one of {known}: got {type(gate).__name__}.",
+        f"{type(gate).__name__} works in attention heads, `view` and `classify`, but a regression model (studies, "
+        "`identifiability`) also needs the derivatives of what a gate makes of its scores: derive the gate from "
+        "ExponentialGate if it is a softmax of transformed scores, or give it a method mixing() that returns a Mixing.",
     )
     return MIXINGS[type(gate)](gate)
 

@@ -23,13 +23,14 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.attention.gates import Gate, SoftmaxGate
-from moe_prompt.attention.heads import AttentionHeadMoE
+from moe_prompt.attention.heads import EVERY_TOKEN, AttentionHeadMoE
 from moe_prompt.attention.prompts import PromptExpert
-from moe_prompt.errors import require
+from moe_prompt.errors import InputError, require
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.measures.symmetries import HiddenUnits, NoSymmetry, Symmetry
 from moe_prompt.models.expert_jacobians import Covariate, Family, Parameters, family
 from moe_prompt.models.gating import Mixing, mixing
+from moe_prompt.models.parameter_blocks import ParameterBlocks
 
 IN_CACHE = 4096  # samples
 
@@ -78,7 +79,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, eq=False)
-class RegressionModel:
+class RegressionModel(ParameterBlocks):
     r"""The family {f_G}: frozen experts, a prompt expert's formula, B (D, k), C (o, v), a gate, and whether b is free.
 
     A parameter vector theta (p,) holds b (if `gating_bias`), then the expert's parameters in the order of
@@ -107,18 +108,30 @@ class RegressionModel:
 
     @classmethod
     def from_head(
-        cls, head: AttentionHeadMoE, row: int, num_tokens: int, expert: PromptExpert, **options: Any
+        cls, head: AttentionHeadMoE, row: int, num_tokens: int, expert: PromptExpert | None = None, **options: Any
     ) -> RegressionModel:
         """Row `row` of a head on `num_tokens` tokens as a regression model in x = vec(tokens).
 
-        Under a gate that averages a prompt's score over the queries, B is the average of all rows' maps.
+        The prompt expert and the gate are the head's own unless `expert` or `gate` name others. At
+        `model.theta_of(head.prompt)` the model is the head's row. Under a gate that averages a prompt's score over the
+        queries, B is the average of all rows' maps.
+
+        Raises:
+            InputError: no prompt expert, one that does not see every token, biases, or a gate without a mixing.
         """
-        own = head.row_mixture(row, num_tokens)
+        require(
+            head.prompt_tokens == EVERY_TOKEN,
+            f"a row as a regression model needs prompts that see every token: got prompt_tokens={head.prompt_tokens}.",
+        )
+        expert = expert or head.prompt
+        if expert is None:
+            raise InputError("a row as a regression model needs a prompt expert: give the head one, or name `expert`.")
+        own, gate = head.row_mixture(row, num_tokens), options.pop("gate", head.gate)
         key_map = own.key_map
-        if mixing(options.get("gate", SoftmaxGate())).averages_queries:
+        if mixing(gate).averages_queries:
             key_map = torch.stack([head.row_mixture(i, num_tokens).key_map for i in range(num_tokens)]).mean(0)
         frozen = FrozenExperts(own.quadratic, own.constant, own.values)
-        return cls(frozen, expert, key_map, own.value_map, num_tokens=num_tokens, **options)
+        return cls(frozen, expert, key_map, own.value_map, gate, num_tokens=num_tokens, **options)
 
     def with_atoms(self, num_atoms: int) -> RegressionModel:
         """The same family with another number of atoms: over-specified when larger than the truth's."""
@@ -136,28 +149,13 @@ class RegressionModel:
             blocks[name] = tuple(p.shape) if shared else (self.num_atoms, *p.shape[1:])
         return blocks
 
-    @cached_property
-    def slices(self) -> dict[str, slice]:
-        """Name -> place of each block in a parameter vector."""
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        ends = np.cumsum(sizes).tolist()
-        return {name: slice(end - size, end) for name, size, end in zip(self.shapes, sizes, ends, strict=True)}
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
     @property
     def outputs(self) -> int:
         return self.value_map.shape[0]
 
     def unflatten(self, theta: Tensor) -> tuple[Tensor, Parameters]:
         """theta (*batch, p) -> b (*batch, L) and name -> (*batch, *shape)."""
-        require(
-            theta.shape[-1] == self.num_parameters,
-            f"this model has {self.num_parameters} parameters: got a vector of {theta.shape[-1]}.",
-        )
-        blocks = {name: theta[..., self.slices[name]].unflatten(-1, shape) for name, shape in self.shapes.items()}
+        blocks = self.named_blocks(theta)
         b = blocks.pop("b", None)
         return theta.new_zeros(*theta.shape[:-1], self.num_atoms) if b is None else b, blocks
 
@@ -166,6 +164,12 @@ class RegressionModel:
         blocks = {"b": measure.log_weights, **measure.atoms, **measure.shared}
         batch = measure.log_weights.shape[:-1]
         return torch.cat([blocks[name].reshape(*batch, -1) for name in self.shapes], -1)
+
+    def theta_of(self, expert: PromptExpert) -> Float64[Tensor, "p"]:
+        """The parameter vector of an expert's own values, with log-weights b = 0."""
+        values = {name: p.detach().double() for name, p in expert.named_parameters()}
+        b = torch.zeros(self.num_atoms, dtype=torch.float64)
+        return torch.cat([(b if name == "b" else values[name]).flatten() for name in self.shapes])
 
     def measure(self, theta: Tensor) -> MixingMeasure:
         """theta (*batch, p) as sum_j exp(b_j) delta_{theta_j}."""

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from moe_prompt.plotting import style
 from moe_prompt.theory.bad_sequences import SEQUENCES, evidence
 from moe_prompt.theory.families import FAMILIES
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.sigma2 import sigma_2
 from moe_prompt.theory.split_distance import split_distance
 
@@ -45,8 +46,9 @@ def bad(family: str, level: float, shift: float = 1.0) -> SequenceCurves:
 
     `shift` multiplies the sizes t at which its distance is measured: families that coincide are then seen apart.
     """
-    model, theta, covariates, _ = FAMILIES[family].build()
-    sequence, nodes = SEQUENCES[family](model, theta), covariates.nodes(_NODES)
+    truth = FAMILIES[family].build()
+    model, theta = truth.model, truth.theta
+    sequence, nodes = SEQUENCES[family](model, theta), truth.covariates.nodes(_NODES)
     fixed = float((level / model.unflatten(theta)[0][0].exp()).sqrt())
     t = shift * _SPLITS
     t = t[sequence.reach > t]
@@ -60,11 +62,11 @@ def identifiable(family: str) -> SequenceCurves:
 
     e^b sigma_2 t_n^2 = s sqrt(p / n), the distance at which least squares leaves p parameters.
     """
-    model, theta, covariates, _ = FAMILIES[family].build()
-    nodes, mass = covariates.nodes(_NODES), float(model.unflatten(theta)[0][0].exp())
-    index = sigma_2(model, theta, nodes, starts=16)
+    geometry = LocalGeometry.of(FAMILIES[family].build(), _NODES)
+    model, mass = geometry.model, float(geometry.model.unflatten(geometry.theta)[0][0].exp())
+    index = sigma_2(geometry, starts=16)
     start = index.direction.vector
-    distance = [split_distance(model, theta, nodes, 0, t, start, starts=0).distance for t in _SPLITS.tolist()]
+    distance = [split_distance(geometry, 0, t, start, starts=0).distance for t in _SPLITS.tolist()]
     loss = NOISE * np.sqrt(model.num_parameters / _SIZES) / index.sigma_2
     loss[loss > mass] = np.nan
     return SequenceCurves(family, _SPLITS, np.array(distance), loss, mass * index.sigma_2 * _SPLITS**2)
@@ -142,5 +144,5 @@ def _distances(axis: Axes, hidden: Sequence[SequenceCurves], seen: Sequence[Sequ
     for curve, colour, marker in zip(seen, _GOOD, _OPEN, strict=True):
         axis.plot(curve.t, curve.distance, marker, ms=5, mfc="none", mew=1.0, color=colour, label=curve.family)
         axis.plot(curve.t, curve.line, "--", color=colour)
-    style.log_axes(axis, (_LEAST / 100, 1))
+    style.log_axes(axis, (_LEAST / 100, 1.0))
     axis.annotate(f"rounding: at most {style.plain(_LEAST)}", (0.02, 2 * _LEAST), va="bottom", color=_BAD[-1])

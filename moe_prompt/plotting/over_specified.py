@@ -59,11 +59,13 @@ def _lines(axes: np.ndarray) -> list[Line2D]:
 
 def _limits(cells: Sequence[Cell], loss: str) -> tuple[float, float] | None:
     sizes = [size for cell in cells for size in cell[loss].by_size]
-    return style.log_limits([v for size in sizes for v in (size.quantile_10, size.quantile_90, size.mean)], below=0.55)
+    return style.log_limits(
+        [v for size in sizes for v in (size.quantile_10, size.quantile_90, size.mean)], below=0.55, above=0.2
+    )
 
 
 def _panel(axis: Axes, cells: dict[str, Cell], loss: str) -> None:
-    words: list[tuple[str, str, float]] = []
+    words: list[tuple[str, str, int]] = []
     for colour, cell in cells.items():
         summary, name = cell[loss], _name(cell)
         n = np.array(sorted(summary.errors), float)

@@ -74,7 +74,7 @@ def theory(summary: CellSummary) -> str:
     """What theory predicts for a panel, or why it predicts nothing."""
     slope, floor = summary.quantity.slope, summary.cell.floor
     if slope is not None:
-        return f"predicted slope {style.exponent(slope)}"
+        return f"predicted {style.exponent(slope)}"
     return f"floor {floor:.3g}" if floor is not None else summary.quantity.why or "no rate predicted"
 
 
@@ -93,7 +93,7 @@ def _panel(axis: Axes, summary: CellSummary, limits: tuple[float, float] | None)
     n, (low, high) = np.array(sorted(summary.errors), float), summary.cell.window
     axis.set(xscale="log", yscale="log")
     _measured(axis, summary.errors, n)
-    words: list[tuple[str, str, float]] = []
+    words: list[tuple[str, str, int]] = []
     if summary.cell.floor is not None:
         axis.axhline(summary.cell.floor, color=style.LINE, ls="-.", label="floor: least risk of the fitted model")
     elif (fit := summary.fit) is not None:
@@ -111,7 +111,7 @@ def _panel(axis: Axes, summary: CellSummary, limits: tuple[float, float] | None)
     style.log_axes(axis, limits)
 
 
-def _start(summary: CellSummary) -> list[tuple[str, str, float]]:
+def _start(summary: CellSummary) -> list[tuple[str, str, int]]:
     """The level of the starts is a number: as a line it would take most of the axis."""
     column = f"start_{summary.quantity.column}"
     if column not in summary.cell.rows or summary.cell.rows[column].isna().all():

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from moe_prompt.estimation.split_profile import split_profile
 from moe_prompt.models.sampling import Population
 from moe_prompt.plotting import style
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.sigma2 import sigma_2
 
 SIZES = (1000, 10_000, 100_000)
@@ -36,13 +37,13 @@ class ProfileCurve:
 
 def curves(family: str, population: Population, sizes: tuple[int, ...] = SIZES) -> list[ProfileCurve]:
     """The profiles of one truth's first prompt, split in a fit with one prompt more; one sample of every size."""
-    model, theta, noise = population.model, population.theta, population.noise
-    nodes, mass = population.covariates.nodes(_NODES), float(model.unflatten(theta)[0][0].exp())
-    index = sigma_2(model, theta, nodes, 0).sigma_2
+    geometry, noise = LocalGeometry.of(population, _NODES), population.noise
+    mass = float(geometry.model.unflatten(geometry.theta)[0][0].exp())
+    index = sigma_2(geometry, 0).sigma_2
     found = []
     for n in sizes:
         sample = population.sample(n, [np.random.default_rng([n, 0])])
-        profile = split_profile(model, theta, sample, SPLITS.tolist(), noise, nodes, starts=1)
+        profile = split_profile(geometry, sample, SPLITS.tolist(), noise, starts=1)
         line = n * (index * mass * SPLITS**2) ** 2 / (2 * noise**2)
         found.append(ProfileCurve(family, n, SPLITS, profile.rise.numpy(), line))
     return found

@@ -23,7 +23,7 @@ INK, LINE, FIT, GREY = "#1f5a94", "#c1440e", "#222222", "#6b6b6b"
 NUMBER = 10  # points: the exponent of a slope is set at 7/10 of this
 STYLE: dict[Any, Any] = {
     "font.size": 7,
-    "axes.titlesize": 7.5,
+    "axes.titlesize": 7,
     "axes.labelsize": 7.5,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -75,7 +75,7 @@ def log_axes(axis: Axes, ylim: tuple[float, float] | None = None) -> None:
         side.set_minor_formatter(NullFormatter())
 
 
-def plain(value: float, _: Any = None) -> str:
+def plain(value: float | int, _: Any = None) -> str:
     """A tick without an exponent in small type.
 
     >>> [plain(value) for value in (1000, 0.001, 1e-6)]
@@ -84,7 +84,7 @@ def plain(value: float, _: Any = None) -> str:
     return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
 
 
-def short(value: float, _: Any = None) -> str:
+def short(value: float | int, _: Any = None) -> str:
     """A sample size: k for thousands, M for millions.
 
     >>> [short(value) for value in (200, 1000, 100_000, 1e6)]
@@ -123,9 +123,11 @@ def label_size(text: str) -> float:
     return 9.5 if "_" in text or "^" in text else 7.5
 
 
-def words_inside(axis: Axes, lines: Iterable[tuple[str, str, float]], corner: str = "lower left") -> None:
+def words_inside(axis: Axes, lines: Iterable[tuple[str, str, int]], corner: str = "lower left") -> None:
     """Lines of (text, colour, points) in a corner of a panel."""
-    areas: list[Artist] = [TextArea(text, textprops={"color": colour, "fontsize": size}) for text, colour, size in lines]
+    areas: list[Artist] = [
+        TextArea(text, textprops={"color": colour, "fontsize": size}) for text, colour, size in lines
+    ]
     if areas:
         packed = VPacker(children=areas, align="left", pad=0, sep=2)
         axis.add_artist(AnchoredOffsetbox(corner, child=packed, pad=0.2, borderpad=0.2, frameon=False))

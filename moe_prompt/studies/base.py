@@ -85,19 +85,22 @@ class Limits(Protocol):
 class Study(ABC):
     """Sizes, replicates and seed of a study; `window` is the range of n on which slopes are fitted, part of the study.
 
-    A subclass says what its cells are, how a batch of one cell is fitted, and what theory predicts.
+    A study of one's own needs no `claim`, and its `window` is all of its sizes unless it says otherwise. A subclass
+    says what its cells are, how a batch of one cell is fitted, and what theory predicts.
     """
 
     name: str
-    claim: str
+    claim: str = ""
     sizes: tuple[int, ...]
     replicates: int
-    window: tuple[int, int]
+    window: tuple[int, int] = (0, 0)  # (0, 0): from the smallest size to the largest
     seed: int = 0
     quick_sizes: tuple[int, ...] = ()
     quick_replicates: int = 25
 
     def __post_init__(self) -> None:
+        if tuple(self.window) == (0, 0):
+            object.__setattr__(self, "window", (min(self.sizes, default=0), max(self.sizes, default=0)))
         for name in ("sizes", "window", "quick_sizes"):  # NumPy's integers would not reach the database as integers
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
         require(self.seed >= 0, f"study {self.name}: a seed is an integer of at least 0: got {self.seed}.")

@@ -1,4 +1,7 @@
-"""What a study is made of, in the terms of JSON, and a hash of it: equal content, equal rows."""
+"""The content of a study as JSON, and a hash of it: studies of equal content have equal rows.
+
+The hash is the *key* under which a study's rows are stored.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,21 @@ from moe_prompt.errors import require
 
 
 def content(thing: Any) -> Any:
-    """`thing` as JSON: dataclasses by their fields, arrays by shape and digest, modules by class, options and buffers.
+    """The content of `thing` as JSON.
 
-    Of the bits of an array's floats the last third is left out: a product of matrices has other ones on another
-    processor. The values of a module's parameters are left out: a regression model uses their shapes only. InputError
-    for what has no content that is the same in every process, such as a lambda.
+    | thing                        | its content                                                                     |
+    |------------------------------|---------------------------------------------------------------------------------|
+    | dataclass                    | class name, and the content of every field with repr=True                       |
+    | array                        | shape, and a hash of its numbers without the last third of their bits           |
+    | module                       | class name, options, buffers, children, and shapes (not values) of parameters   |
+    | function, class, activation  | name                                                                            |
+    | number, text, list, mapping  | itself, with the content of its items                                           |
+
+    The last bits of an array are left out because a matrix product has other ones on another processor. The values of
+    parameters are left out because a regression model uses their shapes only.
+
+    Raises:
+        InputError: a thing whose content may differ from process to process, such as a lambda.
     """
     if isinstance(thing, Activation):
         return thing.name
@@ -44,28 +57,28 @@ def content(thing: Any) -> Any:
 
 
 def _rounded(array: np.ndarray) -> np.ndarray:
-    """Two thirds of the bits of every float; anything else as it is."""
+    """Floats rounded to two thirds of their bits; other arrays as they are."""
     if array.dtype.kind != "f":
         return array
     mantissa, exponent = np.frexp(array)
     bits = 2 * np.finfo(array.dtype).nmant // 3
-    return np.ldexp(np.rint(mantissa * 2**bits), exponent - bits) + 0.0  # no -0
+    return np.ldexp(np.rint(mantissa * 2**bits), exponent - bits) + 0.0  # adding 0.0 turns -0.0 into 0.0
 
 
 def fingerprint(thing: Any) -> str:
-    """Sixteen hexadecimal digits of the content's hash."""
+    """The key of `thing`: the first sixteen hexadecimal digits of its content's SHA-256 hash."""
     return hashlib.sha256(json.dumps(content(thing), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _object(thing: Any) -> Any:
-    """A function or class by its name, an object by class and attributes, what prints itself by what it prints."""
+    """A function or class by its name, an object with its own `repr` by that, any other by class and attributes."""
     name = getattr(thing, "__qualname__", None)
     if name is None and type(thing).__repr__ is object.__repr__ and hasattr(thing, "__dict__"):
         return {"class": _name(thing)} | {key: content(value) for key, value in vars(thing).items()}
     text = repr(thing) if name is None else name
     require(
         " at 0x" not in text and "<" not in (name or ""),
-        f"a study is known by its content, and that of {thing!r} cannot be told: use a dataclass or a named function.",
+        f"a study is known by its content, which {thing!r} does not show: use a dataclass or a named function instead.",
     )
     return text
 

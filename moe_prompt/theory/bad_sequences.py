@@ -42,9 +42,10 @@ from torch import Tensor
 from moe_prompt.errors import choose, require
 from moe_prompt.measures.losses import VoronoiLoss, split_error
 from moe_prompt.measures.mixing_measure import MixingMeasure
+from moe_prompt.models.atoms import AtomLayout
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import RegressionModel
-from moe_prompt.theory.identifiability import Nodes
+from moe_prompt.theory.local_geometry import Nodes
 from moe_prompt.theory.report import as_prefix
 
 RANGES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
@@ -89,6 +90,15 @@ class BadSequence(ABC):
     def theta(self, t: float) -> Float64[Tensor, "q"]:
         """The parameters of G(t)."""
 
+    def halves(self, name: str, offset: Tensor) -> Float64[Tensor, "q"]:
+        """The atom in two halves of its mass, the parameter `name` at +offset and, in the last atom, at -offset."""
+        layout = AtomLayout.of(self.truth)
+        doubled, (first, last) = layout.doubled(self.theta_star, self.atom), layout.halves(self.atom)
+        place = doubled[self.model.slices[name]].unflatten(0, self.model.shapes[name])
+        place[first] += offset
+        place[last] -= offset
+        return doubled
+
     def measure(self, model: RegressionModel, theta: Tensor) -> MixingMeasure:
         """The measure in the coordinates in which t is measured: those without the family's continuous symmetry."""
         return model.symmetry.canonical(model.measure(theta))
@@ -116,7 +126,7 @@ class HalfSplit(BadSequence):
     offset: Tensor
 
     def theta(self, t: float) -> Float64[Tensor, "q"]:
-        return self.model.flatten(_halves(self.truth.measure(self.theta_star), self.atom, self.name, t * self.offset))
+        return self.halves(self.name, t * self.offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +140,7 @@ class FreeMapsSplit(BadSequence):
         require(0 <= t < most, f"values stay in the range of the activation for t < {most:.3g}: got t = {t}.")
         measure = self.truth.measure(self.theta_star)
         beyond = torch.linalg.qr(measure.atoms["p"].mT, mode="complete").Q[:, -1]  # orthogonal to every p_j
-        halves = _halves(measure, self.atom, "p", beyond)
+        halves = self.model.measure(self.halves("p", beyond))
         repeated = measure.atoms["p"][[*range(measure.num_atoms), self.atom]]
         inputs = {name: repeated @ w.mT for name, w in measure.shared.items()}
         inverse, value = RANGES[self.truth.expert.activation.name][0], self.truth.expert.activation(inputs["w2"])
@@ -247,8 +257,8 @@ def evidence(sequence: BadSequence, t: float, nodes: Nodes) -> Evidence:
     """Losses and function distances of G(t).
 
     >>> from moe_prompt.theory.families import FAMILIES
-    >>> model, theta, covariates, _ = FAMILIES["prefix, non-shared"].build()
-    >>> found = evidence(free_values(model, theta), 0.5, covariates.nodes(256))
+    >>> truth = FAMILIES["prefix, non-shared"].build()
+    >>> found = evidence(free_values(truth.model, truth.theta), 0.5, truth.covariates.nodes(256))
     >>> round(found.split_error, 12), found.is_bad
     (0.5, True)
     """
@@ -263,15 +273,6 @@ def evidence(sequence: BadSequence, t: float, nodes: Nodes) -> Evidence:
         math.sqrt(float(change.square().sum(1) @ weights)),
         float(change.abs().max()),
     )
-
-
-def _halves(measure: MixingMeasure, atom: int, name: str, offset: Tensor) -> MixingMeasure:
-    """The measure with one atom in two halves of its mass, at +offset and, as the last atom, at -offset."""
-    doubled = measure.take_atoms(torch.tensor([*range(measure.num_atoms), atom]))
-    sign = torch.zeros_like(doubled.log_weights)
-    sign[atom], sign[-1] = 1.0, -1.0
-    atoms = {**doubled.atoms, name: doubled.atoms[name] + torch.tensordot(sign[:, None], offset[None], 1)}
-    return MixingMeasure(doubled.log_weights - math.log(2) * sign.abs(), atoms, measure.shared)
 
 
 def _gaps(measure: MixingMeasure, atom: int) -> Float64[Tensor, "others q"]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 Form = Float64[Tensor, "q q m"]
 _STEPS, _SQUARE_STEPS = 200, 60
+LOWEST = 5  # eigenvectors that join the list of directions at a time
 
 
 def least(form: Form, starts: int = 64, seed: int = 0) -> tuple[float, Float64[Tensor, "q"], Float64[Tensor, "s q"]]:
@@ -90,11 +91,12 @@ def nearest_squares(
     return a[rows, least], value[rows, least]
 
 
-def relaxed(form: Form, directions: Float64[Tensor, "s q"], steps: int = 200) -> tuple[float, float]:
-    """An upper and a lower bound of min |T[M]| over M >= 0, trace M = 1, equal at convergence.
+def relaxed(form: Form, directions: Float64[Tensor, "s q"], steps: int = 1000) -> tuple[float, float]:
+    """An upper and a lower bound of min |T[M]| over M >= 0, trace M = 1, equal to 1e-6 of themselves at convergence.
 
-    Column generation: the shortest convex combination of T[a a^T] over a list of a that begins with
-    `directions`; the least eigenvector of sum_m u_m T_m, u along that combination, joins until it promises no less.
+    Column generation: the shortest convex combination of T[a a^T] over a list of a that begins with `directions`. With
+    u along that combination, eigenvectors of sum_m u_m T_m whose eigenvalue is below its length promise a shorter one:
+    they join the list, the lowest few with their sums and differences, until none promises anything.
     """
     columns = torch.einsum("sk,sl,klm->sm", directions, directions, form).numpy()
     scale, lower = float(form.abs().max()) or 1.0, 0.0
@@ -109,14 +111,21 @@ def relaxed(form: Form, directions: Float64[Tensor, "s q"], steps: int = 200) ->
         lower = max(lower, float(values[0]))
         if upper - lower <= 1e-6 * upper:
             break
-        new = torch.einsum("k,l,klm->m", vectors[:, 0], vectors[:, 0], form)
-        columns = np.concatenate([columns, new.numpy()[None]])
+        new = _with_pairs(vectors[:, :LOWEST].mT[values[:LOWEST] < upper])
+        columns = np.concatenate([columns, torch.einsum("sk,sl,klm->sm", new, new, form).numpy()])
     return upper, lower
+
+
+def _with_pairs(rows: Tensor) -> Tensor:
+    """Orthonormal rows and the unit sums and differences of every two of them."""
+    i, j = torch.triu_indices(len(rows), len(rows), 1)
+    return torch.cat([rows, (rows[i] + rows[j]) / 2**0.5, (rows[i] - rows[j]) / 2**0.5])
 
 
 def _descend(form: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Where every start ends, and 1/2 |T[a a^T]|^2 there."""
-    damping = torch.full_like(a[:, 0], 1e-3)
+    end, least, left = a.clone(), torch.empty_like(a[:, 0]), torch.arange(len(a))
+    damping = torch.full_like(least, 1e-3)
     value, gradient, hessian = _derivatives(form, a)
     for _ in range(_STEPS):
         moved = _newton(a, gradient, hessian, damping)
@@ -126,9 +135,13 @@ def _descend(form: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         a, gradient = torch.where(good[:, None], moved, a), torch.where(good[:, None], new[1], gradient)
         hessian, value = torch.where(good[:, None, None], new[2], hessian), torch.where(good, new[0], value)
         damping = torch.where(good, damping / 5, damping * 4).clamp(1e-14, 1e14)
-        if bool((still & (good | (damping > 1e8))).all()):
+        end[left], least[left] = a, value
+        go_on = ~(still & (good | (damping > 1e8)))  # a start that has ended leaves the batch
+        if not bool(go_on.any()):
             break
-    return a, value
+        left, a, value, damping = left[go_on], a[go_on], value[go_on], damping[go_on]
+        gradient, hessian = gradient[go_on], hessian[go_on]
+    return end, least
 
 
 def _derivatives(form: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

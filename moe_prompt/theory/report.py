@@ -17,25 +17,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.attention.prompts import FlatAdaptivePrompt, PrefixPrompt
 from moe_prompt.errors import require
 from moe_prompt.measures.alignment import Symmetry
-from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.gating import TopKMixing
 from moe_prompt.models.regression import RegressionModel
-from moe_prompt.theory.identifiability import (
-    JacobianRank,
-    Nodes,
-    cramer_rao,
-    information,
-    jacobian_rank,
-    quadrature,
-    token_rank,
-    token_vector,
-)
+from moe_prompt.models.sampling import Population
+from moe_prompt.theory.identifiability import cramer_rao, token_rank, token_vector
+from moe_prompt.theory.local_geometry import LocalGeometry, Nodes
+from moe_prompt.theory.rank import JacobianRank
 from moe_prompt.theory.sigma2 import SplitIndex, sigma_2
 from moe_prompt.theory.split_distance import split_distance
 
@@ -77,44 +70,52 @@ class _OverSpecified:
     direction: str | None = None
 
 
-def describe(
-    model: RegressionModel,
-    theta: Float[Tensor, "p"],
-    covariates: Covariates | Nodes,
-    symmetry: Symmetry | None = None,
-    name: str | None = None,
+def identifiability_report(
+    truth: Population, symmetry: Symmetry | None = None, name: str | None = None, nodes: Nodes | None = None
 ) -> FamilyReport:
-    """The limits of the truth f_theta within its family, for any expert, a user's own included.
+    """The limits of a truth within its family, for any expert, a user's own included.
 
-    Without a `symmetry` the gauge is what changes no prompt token. The expert is taken in float64 and in evaluation
-    mode. Raises InputError for a theta that is not float64 or not of the model's length, and for a top-K gate.
+    The gauge is the dimension of the expert's declared symmetry or of `symmetry`; where none is declared it is what
+    changes no prompt token. The expert is taken in float64 and in evaluation mode. Expectations are over `nodes`,
+    by default those of the truth's covariates.
+
+    Raises:
+        InputError: a theta that is not float64 or not of the model's length, or a top-K gate.
     """
+    theta = truth.theta
     require(theta.dtype == torch.float64, f"limits are computed in float64: got theta of {theta.dtype}; use .double().")
     require(
-        not isinstance(model.mixing, TopKMixing),
+        not isinstance(truth.model.mixing, TopKMixing),
         "limits are those of functions smooth in theta: under a top-K gate f jumps, and the Jacobian bounds no error; "
         "use a softmax gate.",
     )
-    model = replace(model, expert=deepcopy(model.expert).double().eval())
-    nodes = quadrature(covariates)
-    ranks = jacobian_rank(model, theta, nodes)
-    p, rank = len(theta), ranks.rank
-    gauge = symmetry.dimension(model.measure(theta)) if symmetry else p - token_rank(model, theta, nodes).rank
-    identified = rank == p - gauge
-    over = _over_specified(model, theta, nodes) if identified else _deficient(ranks, gauge)
+    model = replace(truth.model, expert=deepcopy(truth.model.expert).double().eval())
+    geometry = LocalGeometry(model, theta, nodes or truth.covariates)
+    ranks, p, symmetry = geometry.rank, len(theta), symmetry or _declared(model)
+    tokens = None if symmetry else token_rank(model, theta, geometry.nodes)
+    gauge = symmetry.dimension(model.measure(theta)) if symmetry else p - tokens.rank  # type: ignore[union-attr]
+    identified = ranks.rank == p - gauge
+    over = _over_specified(geometry) if identified else _deficient(ranks, gauge)
     return FamilyReport(
-        name or type(model.expert).__name__,
-        p,
-        rank,
-        gauge,
-        model.expert.w1.shape[1] if isinstance(model.expert, FlatAdaptivePrompt) else None,
-        ranks.condition,
-        ranks.gap,
-        tuple(str(direction) for direction in ranks.null_directions),
-        float(cramer_rao(information(model, theta, nodes), noise=1.0, n=1).trace()),
-        ("n^-1/2" if gauge == 0 else f"n^-1/2 up to gauge {gauge}") if identified else "not identifiable",
+        family=name or truth.family or type(model.expert).__name__,
+        num_parameters=p,
+        rank=ranks.rank,
+        gauge=gauge,
+        hidden_rank=model.expert.w1.shape[1] if isinstance(model.expert, FlatAdaptivePrompt) else None,
+        condition=ranks.condition,
+        gap=ranks.gap,
+        null_directions=tuple(str(direction) for direction in ranks.null_directions),
+        cramer_rao_trace=float(cramer_rao(geometry.information, noise=1.0, n=1).trace()),
+        rate_exact=("n^-1/2" if gauge == 0 else f"n^-1/2 up to gauge {gauge}") if identified else "not identifiable",
         **vars(over),
     )
+
+
+def _declared(model: RegressionModel) -> Symmetry | None:
+    """The symmetry that the expert declares: that of hidden units, unless their activation is even."""
+    if model.expert.hidden_units is None or model.expert.activation.even:
+        return None
+    return model.symmetry
 
 
 def _deficient(ranks: JacobianRank, gauge: int) -> _OverSpecified:
@@ -126,56 +127,55 @@ def _deficient(ranks: JacobianRank, gauge: int) -> _OverSpecified:
     )
 
 
-def _over_specified(model: RegressionModel, theta: Tensor, nodes: Nodes) -> _OverSpecified:
+def _over_specified(geometry: LocalGeometry) -> _OverSpecified:
+    model, theta, nodes = geometry.model, geometry.theta, geometry.nodes
     if model.mixing.no_split:
         return _OverSpecified("-", f"Not derived here for {type(model.gate).__name__}: {model.mixing.no_split}.")
     if not model.gating_bias:
         return _OverSpecified("-", "Halves of a split share a mass: without free log-weights b there is no split.")
-    if remainder_order(model, theta, nodes) < 1:
+    if remainder_order(geometry) < 1:
         return _OverSpecified(
             "-", "The expert has a kink in its parameters: no second derivative in L2(mu), so no sigma_2."
         )
     vacuous = sharing_is_vacuous(model, theta, nodes)
     if vacuous:
-        model, theta = as_prefix(model, theta, nodes)
-    split = min((sigma_2(model, theta, nodes, atom) for atom in range(model.num_atoms)), key=lambda s: s.sigma_2)
-    rate, reason = _verdict(model, theta, nodes, split)
+        geometry = LocalGeometry(*as_prefix(model, theta, nodes), nodes)
+    split = min((sigma_2(geometry, atom) for atom in range(model.num_atoms)), key=lambda s: s.sigma_2)
+    rate, reason = _verdict(geometry, split)
     if vacuous:
         reason = f"With {model.num_atoms + 1} atoms keys and values are free, so sigma_2 is a free prefix's. {reason}"
     return _OverSpecified(rate, reason, split.sigma_2, split.relaxed, split.direction.words(3))
 
 
-def _verdict(model: RegressionModel, theta: Tensor, nodes: Nodes, split: SplitIndex) -> tuple[str, str]:
+def _verdict(geometry: LocalGeometry, split: SplitIndex) -> tuple[str, str]:
     if not split.vanishes:
         return "n^-1/4", f"A split of size t moves f by {split.sigma_2:.2g} e^b t^2 or more."
     t, a = FINITE_SPLIT, split.direction
     searches = ((a.vector, 0), (None, 4))  # the flat split is nearly always at the predicted place
-    found = (split_distance(model, theta, nodes, split.atom, t, start, starts).ratio for start, starts in searches)
+    found = (split_distance(geometry, split.atom, t, start, starts).ratio for start, starts in searches)
     if any(ratio <= 1e-6 * split.unprojected for ratio in found):
         return "not identifiable", f"A split of size {t} along {a} leaves f as it is."
     return "slower than n^-1/4", f"Splits along {a} are invisible to second order, at size {t} they are not."
 
 
-def remainder_order(model: RegressionModel, theta: Float64[Tensor, "p"], nodes: Nodes) -> float:
+@torch.no_grad()
+def remainder_order(geometry: LocalGeometry) -> float:
     """The power of h in |J(theta + h u) - 2 J(theta) + J(theta - h u)|_{L2(mu)}, over random unit u.
 
     2 for smooth experts, 3/2 where the second derivative jumps, 1/2 where the first does: below 1 there is no second
     derivative in L2(mu).
     """
-    points, weights = nodes
+    model, theta, (points, weights) = geometry.model, geometry.theta, geometry.nodes
     generator = torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize(torch.randn(4, len(theta), generator=generator, dtype=torch.float64))
-    with torch.no_grad():
-        centre = model.jacobian(theta, points)
 
-        def remainder(h: float) -> Tensor:
-            bends = (
-                model.jacobian(theta + h * u, points) - 2 * centre + model.jacobian(theta - h * u, points) for u in unit
-            )
-            return torch.stack([bend.square().sum((1, 2)) @ weights for bend in bends]).sum().sqrt()
+    def remainder(h: float) -> Tensor:
+        ends = ((model.jacobian(theta + h * u, points), model.jacobian(theta - h * u, points)) for u in unit)
+        bends = (ahead - 2 * geometry.jacobian + behind for ahead, behind in ends)
+        return torch.stack([bend.square().sum((1, 2)) @ weights for bend in bends]).sum().sqrt()
 
-        coarse, fine = 0.2, 0.02
-        return float((remainder(coarse) / remainder(fine)).log10()) / torch.tensor(coarse / fine).log10().item()
+    coarse, fine = 0.2, 0.02
+    return float((remainder(coarse) / remainder(fine)).log10()) / torch.tensor(coarse / fine).log10().item()
 
 
 def sharing_is_vacuous(model: RegressionModel, theta: Float64[Tensor, "p"], nodes: Nodes) -> bool:

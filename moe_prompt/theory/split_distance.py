@@ -24,11 +24,10 @@ from torch import Tensor
 from torch.func import jacrev
 
 from moe_prompt.errors import require
-from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.atoms import AtomLayout
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import RegressionModel
-from moe_prompt.theory.identifiability import Nodes, jacobian_rank, quadrature
-from moe_prompt.theory.sigma2 import Atom
+from moe_prompt.theory.local_geometry import LocalGeometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,56 +41,51 @@ class SplitDistance:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class AtomSplit:
     """Measures in which one atom is split by exactly t, as a function of a free vector.
 
     The vector holds the direction of the split (q), the logit of the first half's share, and how the truth moves
-    before it is split: coordinates in `moves` (p, rank).
+    before it is split: coordinates in `geometry.rank.moves` (p, rank).
     """
 
-    atom: Atom
+    geometry: LocalGeometry
+    atom: int
     t: float | Tensor
-    moves: Float64[Tensor, "p rank"]
 
-    @cached_property
+    def __post_init__(self) -> None:
+        assert len(self._halves)  # made here, as no model can be made while functions are differentiated
+
+    @property
     def model(self) -> RegressionModel:
         """The family with one atom more; the second half is the last."""
-        return self.atom.model.with_atoms(self.atom.model.num_atoms + 1)
+        return self.geometry.atoms.bigger
+
+    @cached_property
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """Where the log-weights (2,) and the parameters (2, q) of the halves stand."""
+        bigger, halves = AtomLayout.of(self.model), self.geometry.atoms.halves(self.atom)
+        return bigger.log_weights[halves], bigger.own[halves]
 
     def theta(self, free: Tensor) -> Tensor:
         """Parameters of the L + 1 atoms."""
-        atom, q = self.atom, len(self.atom.places)
+        q, (b, own) = self.geometry.atoms.width, self._halves
         offset = self.t * free[:q] / free[:q].norm()
         share = 0.25 + 0.5 * torch.sigmoid(free[q])
-        moved = atom.theta + self.moves @ free[q + 1 :]
+        shares = torch.stack([share, 1 - share])
         odds = ((1 - share) / share).sqrt()
-        (b, one), (b_2, two) = (
-            atom.model.unflatten(self._half(moved, d, s))
-            for d, s in ((offset * odds, share), (-offset / odds, 1 - share))
-        )
-        last = slice(atom.index, atom.index + 1)
-        blocks = {"b": torch.cat([b, b_2[last]])}
-        for name in one:
-            shared = atom.model.expert.is_shared(name)
-            blocks[name] = one[name] if shared else torch.cat([one[name], two[name][last]])
-        return torch.cat([blocks[name].flatten() for name in self.model.shapes])
-
-    def _half(self, theta: Tensor, offset: Tensor, share: Tensor) -> Tensor:
-        """theta with the atom moved by `offset` and its mass cut to a share."""
-        log_weight = torch.tensor([self.atom.model.slices["b"].start + self.atom.index])
-        change = torch.zeros_like(theta).index_put((self.atom.places,), offset)
-        return theta + change.index_put((log_weight,), share.log()[None])
+        moved = self.geometry.theta + self.geometry.rank.moves @ free[q + 1 :]
+        doubled = self.geometry.atoms.doubled(moved, self.atom)
+        change = torch.zeros_like(doubled).index_put((own,), torch.stack([offset * odds, -offset / odds]))
+        return doubled + change.index_put((b,), (2 * shares).log())
 
     def start(self, direction: Tensor, noise: Tensor | None = None) -> Tensor:
         """Halves of equal mass along a direction, everything else as in the truth, up to noise of order t^2."""
-        rest = direction.new_zeros(1 + self.moves.shape[1])
+        rest = direction.new_zeros(1 + self.geometry.rank.rank)
         return torch.cat([direction, rest if noise is None else self.t**2 * noise])
 
 
 def split_distance(
-    model: RegressionModel,
-    theta: Float64[Tensor, "p"],
-    covariates: Covariates | Nodes,
+    geometry: LocalGeometry,
     atom: int,
     t: float,
     direction: Float64[Tensor, "q"] | None = None,
@@ -101,33 +95,32 @@ def split_distance(
     """rho(t) by Levenberg-Marquardt on quadrature nodes: from `direction` if given, and from `starts` random ones.
 
     >>> from moe_prompt.theory.families import FAMILIES
-    >>> model, theta, covariates, _ = FAMILIES["linear gate + linear expert"].build()
-    >>> split_distance(model, theta, covariates.nodes(256), atom=0, t=0.5).ratio < 1e-6
+    >>> geometry = LocalGeometry.of(FAMILIES["linear gate + linear expert"].build(), size=256)
+    >>> split_distance(geometry, atom=0, t=0.5).ratio < 1e-6
     True
     """
+    model = geometry.model
     exponential(model.gate, "the distance of a split")
     require(t > 0, f"a split needs a size t > 0: got t = {t}.")
     require(model.gating_bias, "splitting an atom shares its mass: set gating_bias=True.")
     require(direction is not None or starts > 0, "the search needs a direction or at least one random start.")
-    nodes, rng = quadrature(covariates), np.random.default_rng(seed)
-    null = jacobian_rank(model, theta, nodes).null
-    moves = torch.linalg.qr(null, mode="complete").Q[:, null.shape[1] :]
-    split = Split(Atom(model, theta, atom), t, moves)
+    split, rng = AtomSplit(geometry, atom, t), np.random.default_rng(seed)
+    width = geometry.atoms.width
     free = [] if direction is None else [split.start(direction)]
     for _ in range(starts):
-        draw = torch.from_numpy(rng.standard_normal(len(split.atom.places) + 1 + moves.shape[1]))
-        free.append(split.start(*draw.tensor_split([len(split.atom.places)])))
-    ends = [_descend(split, nodes, start) for start in free]
+        draw = torch.from_numpy(rng.standard_normal(width + 1 + geometry.rank.rank))
+        free.append(split.start(*draw.tensor_split([width])))
+    ends = [_descend(split, start) for start in free]
     distance, best = min(ends, key=lambda end: end[0])
-    mass = float(model.unflatten(theta)[0][atom].exp())
+    mass = float(model.unflatten(geometry.theta)[0][atom].exp())
     return SplitDistance(distance, distance / (mass * t**2), split.model, split.theta(best))
 
 
 @torch.no_grad()
-def _descend(split: Split, nodes: Nodes, start: Tensor) -> tuple[float, Tensor]:
+def _descend(split: AtomSplit, start: Tensor) -> tuple[float, Tensor]:
     """The nearest local minimum of |f_G - f_*| and its free vector."""
-    points, weights = nodes
-    root, truth = weights.sqrt()[:, None], split.atom.model.mean(split.atom.theta, points)
+    points, weights = split.geometry.nodes
+    root, truth = weights.sqrt()[:, None], split.geometry.mean_and_log_denominator[0]
 
     def residual(free: np.ndarray) -> np.ndarray:
         return (root * (split.model.mean(split.theta(torch.from_numpy(free)), points) - truth)).flatten().numpy()

@@ -30,11 +30,10 @@ import torch
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.regression import RegressionModel
-from moe_prompt.theory.identifiability import Nodes, node_blocks, quadrature, triangular
+from moe_prompt.theory.local_geometry import LocalGeometry, symmetric
 from moe_prompt.theory.quartic_forms import least, nearest_squares, relaxed
-from moe_prompt.theory.sigma2 import Atom, sigma_2
+from moe_prompt.theory.sigma2 import sigma_2
 
 DRAWS, STARTS = 2000, 24  # the Monte Carlo error of a mean is a percent or less
 
@@ -57,39 +56,49 @@ class SplitLaw:
 
 
 @dataclass(frozen=True, eq=False)
-class _Geometry:
+class _Parts:
     """J and every e^b 1/2 d2W in coordinates of L2(mu): a tangent part and a part orthogonal to the tangent space."""
 
     tangent: Tensor  # (rank, p): J
     bent: list[Tensor]  # per atom (q, q, rank): the tangent part of e^b 1/2 d2W
     forms: list[Tensor]  # per atom (q, q, m): the orthogonal part
 
+    @classmethod
+    def of(cls, geometry: LocalGeometry) -> _Parts:
+        basis, width = geometry.tangent_basis, geometry.atoms.width
+        weights = geometry.model.unflatten(geometry.theta)[0].exp()
+        second = [w * geometry.second(j) for j, w in enumerate(weights)]
+        rows = torch.linalg.qr(geometry.off_tangent(torch.cat(second, 1)), mode="r").R
+        return cls(
+            basis.mT @ geometry.split_factor[:, : len(geometry.theta)],
+            [symmetric(basis.mT @ columns, width) for columns in second],
+            [symmetric(columns, width) for columns in rows.split(second[0].shape[1], 1)],
+        )
 
-def split_law(
-    model: RegressionModel, theta: Tensor, covariates: Covariates | Nodes, extra: int, draws: int = DRAWS, seed: int = 0
-) -> SplitLaw:
+
+def split_law(geometry: LocalGeometry, extra: int, draws: int = DRAWS, seed: int = 0) -> SplitLaw:
     """The law for `extra` atoms more than the truth's, by Monte Carlo over the noise."""
-    nodes = quadrature(covariates)
-    indices = [sigma_2(model, theta, nodes, j) for j in range(model.num_atoms)]
+    model, theta = geometry.model, geometry.theta
+    indices = [sigma_2(geometry, j) for j in range(model.num_atoms)]
     require(
         not any(index.vanishes for index in indices),
         "the law of a split needs sigma_2 > 0 at every atom: here a split is invisible to second order; do not name "
         "this truth smooth.",
     )
-    geometry = _geometry(model, theta, nodes)
+    parts = _Parts.of(geometry)
     rng = np.random.default_rng(seed)
-    z = torch.from_numpy(rng.standard_normal((draws, geometry.forms[0].shape[2])))
-    along = torch.from_numpy(rng.standard_normal((draws, len(geometry.tangent))))
-    cells, a = _solve(geometry.forms, z, extra, rng)
-    fitted = _sum(geometry.forms, cells, a)
-    sizes = _sizes(model, theta, cells, a)
-    u = _tangent_moves(geometry, along, cells, a)
+    z = torch.from_numpy(rng.standard_normal((draws, parts.forms[0].shape[2])))
+    along = torch.from_numpy(rng.standard_normal((draws, len(parts.tangent))))
+    cells, a = _solve(parts.forms, z, extra, rng)
+    fitted = _sum(parts.forms, cells, a)
+    sizes = _sizes(geometry, cells, a)
+    u = _tangent_moves(parts, along, cells, a)
     loss = moments = None
     if model.symmetry.dimension(model.measure(theta)) == 0:
         loss, moments = _losses(model, theta, u, sizes)
     return SplitLaw(
         min(index.sigma_2 for index in indices),
-        joint_sigma_2(geometry.forms, model.unflatten(theta)[0].exp()),
+        joint_sigma_2(parts.forms, model.unflatten(theta)[0].exp()),
         float(sizes.amax(1).mean()),
         float((along.square().sum(1) + fitted.square().sum(1)).sqrt().mean()),
         loss,
@@ -97,41 +106,10 @@ def split_law(
     )
 
 
-@torch.no_grad()
-def _geometry(model: RegressionModel, theta: Tensor, nodes: Nodes) -> _Geometry:
-    atoms = [Atom(model, theta, j) for j in range(model.num_atoms)]
-    weights = model.unflatten(theta)[0].exp()
-    factor = triangular(
-        root
-        * torch.cat(
-            [model.jacobian(theta, points)]
-            + [w * atom.second_derivatives(points) for w, atom in zip(weights, atoms, strict=True)],
-            -1,
-        )
-        for points, root in node_blocks(nodes)
-    )
-    p, q = model.num_parameters, len(atoms[0].vector)
-    left, values, _ = torch.linalg.svd(factor[:, :p], full_matrices=False)
-    basis = left[:, values > 1e-9 * values[0]]
-    second = factor[:, p:]
-    inside = basis.mT @ second
-    outside = second - basis @ inside
-    outside = outside - basis @ (basis.mT @ outside)
-    pairs = q * (q + 1) // 2
-    rows = torch.linalg.qr(outside, mode="r").R
-    return _Geometry(
-        basis.mT @ factor[:, :p],
-        [_symmetric(part, q) for part in inside.split(pairs, 1)],
-        [_symmetric(part, q) for part in rows.split(pairs, 1)],
-    )
-
-
 def joint_sigma_2(forms: list[Tensor], weights: Tensor) -> float:
     """The least length of a sum of splits of unit size, in any cells and ranks."""
-    q, joint = (
-        len(forms[0]),
-        forms[0].new_zeros(len(forms) * len(forms[0]), len(forms) * len(forms[0]), forms[0].shape[2]),
-    )
+    q, rows = len(forms[0]), len(forms) * len(forms[0])
+    joint = forms[0].new_zeros(rows, rows, forms[0].shape[2])
     directions = []
     for j, (form, weight) in enumerate(zip(forms, weights, strict=True)):
         own = slice(j * q, (j + 1) * q)
@@ -139,13 +117,6 @@ def joint_sigma_2(forms: list[Tensor], weights: Tensor) -> float:
         ends = least(form / weight)[2]
         directions.append(torch.nn.functional.pad(ends, (j * q, (len(forms) - 1 - j) * q)))
     return relaxed(joint, torch.cat(directions))[0]
-
-
-def _symmetric(columns: Tensor, q: int) -> Tensor:
-    k, l = torch.triu_indices(q, q)  # noqa: E741
-    form = columns.new_empty(q, q, len(columns))
-    form[k, l], form[l, k] = columns.mT, columns.mT
-    return form
 
 
 def _solve(forms: list[Tensor], z: Tensor, extra: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -174,28 +145,28 @@ def _sum(forms: list[Tensor], cells: Tensor, a: Tensor) -> Tensor:
     return torch.einsum("nkabm,nka,nkb->nm", stacked, a, a)
 
 
-def _sizes(model: RegressionModel, theta: Tensor, cells: Tensor, a: Tensor) -> Tensor:
+def _sizes(geometry: LocalGeometry, cells: Tensor, a: Tensor) -> Tensor:
     """t_j of every cell (draws, L), measured in the family's canonical coordinates."""
-    sizes = a.new_zeros(len(a), model.num_atoms)
-    for j in range(model.num_atoms):
-        change = _canonical_slope(model, theta, j)
+    sizes = a.new_zeros(len(a), geometry.model.num_atoms)
+    for j in range(geometry.model.num_atoms):
+        change = _canonical_slope(geometry, j)
         squares = (a @ change.mT).square().sum(2)
         sizes[:, j] = (squares * (cells == j)).sum(1).sqrt()
     return sizes
 
 
-def _canonical_slope(model: RegressionModel, theta: Tensor, j: int, h: float = 1e-6) -> Tensor:
+def _canonical_slope(geometry: LocalGeometry, j: int, h: float = 1e-6) -> Tensor:
     """d (canonical coordinates of atom j) / d (its own parameters), by differences; the identity without a gauge."""
-    places = Atom(model, theta, j).places
-    moves = h * torch.eye(len(theta), dtype=theta.dtype)[places]
+    model, theta = geometry.model, geometry.theta
+    moves = h * torch.eye(len(theta), dtype=theta.dtype)[geometry.atoms.own[j]]
     ends = [model.symmetry.canonical(model.measure(theta + sign * moves)).atom_vectors()[:, j] for sign in (1, -1)]
     return ((ends[0] - ends[1]) / (2 * h)).mT
 
 
-def _tangent_moves(geometry: _Geometry, along: Tensor, cells: Tensor, a: Tensor) -> Tensor:
+def _tangent_moves(parts: _Parts, along: Tensor, cells: Tensor, a: Tensor) -> Tensor:
     """u (draws, p): what the other parameters do, given the noise along the tangent space and the splits."""
-    target = along - _sum(geometry.bent, cells, a)
-    return target @ torch.linalg.pinv(geometry.tangent).mT
+    target = along - _sum(parts.bent, cells, a)
+    return target @ torch.linalg.pinv(parts.tangent).mT
 
 
 def _losses(model: RegressionModel, theta: Tensor, u: Tensor, sizes: Tensor) -> tuple[float, float]:

@@ -24,16 +24,19 @@ experts = {
 }
 
 
-def truth(expert) -> Population:
+FAMILIES = {name: name.rsplit(", ", 1)[0] for name in experts}
+
+
+def truth(expert, family: str | None = None) -> Population:
     model = RegressionModel(frozen, expert, key_map, value_map)
     theta = torch.from_numpy(np.random.default_rng(5).uniform(-1.5, 1.5, model.num_parameters))
-    return Population(model, theta, Uniform(-2.0, 2.0, DIM), NOISE)
+    return Population(model, theta, Uniform(-2.0, 2.0, DIM), NOISE, family)
 
 
 study = OverSpecifiedStudy(
     name="small-over",
     claim="splits that show fall with n",
-    truths={name: truth(expert) for name, expert in experts.items()},
+    truths={name: truth(expert, FAMILIES[name]) for name, expert in experts.items()},
     smooth=("VPT, L = 1", "VPT, L = 2", "VAPT, L = 1"),
     sizes=(67, 211),
     replicates=3,

@@ -11,16 +11,22 @@ from moe_prompt.errors import InputError
 from moe_prompt.estimation.split_profile import split_profile
 from moe_prompt.models.sampling import Dataset
 from moe_prompt.studies.named.over_specified_settings import truth
+from moe_prompt.theory.families import FAMILIES as TABLE
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.sigma2 import sigma_2
 
 NOISE, N = 0.02, 1009
 
 
 def profile(family: str, n: int, sizes, seed: int = 0, **options):
-    population = truth(family, 1, NOISE)
+    population = truth(TABLE[family], 1, NOISE)
     sample = population.sample(n, [np.random.default_rng((n, seed))])
     nodes = population.covariates.nodes(512)
-    return population, sample, split_profile(population.model, population.theta, sample, sizes, NOISE, nodes, **options)
+    return (
+        population,
+        sample,
+        split_profile(LocalGeometry(population.model, population.theta, nodes), sample, sizes, NOISE, **options),
+    )
 
 
 def size_of(model, theta: torch.Tensor) -> float:
@@ -73,7 +79,7 @@ def test_an_identifiable_family_rises_as_predicted(n):
     """At 0.3, where the noise's own part, a few s^2 and its product with the rise, is at most 4 sqrt(2 rise) + 10."""
     population, _, found = profile("VPT, B injective", n, (0.1, 0.2, 0.3), starts=2)
     mass = float(population.theta[0].exp())
-    index = sigma_2(population.model, population.theta, population.covariates.nodes(512), 0).sigma_2
+    index = sigma_2(LocalGeometry(population.model, population.theta, population.covariates.nodes(512)), 0).sigma_2
     told = n * (index * mass * found.t.numpy() ** 2) ** 2 / (2 * NOISE**2)
     assert np.all(np.abs(found.rise.numpy() - told) < 4 * np.sqrt(2 * told) + 10 + 0.12 * told)
     assert told[-1] > 60
@@ -90,7 +96,7 @@ def test_what_is_not_asked_for_is_refused():
     population, sample, _ = profile("VPT, B injective", 211, (0.1,))
     nodes = population.covariates.nodes(64)
     ask = lambda data, sizes, noise: split_profile(  # noqa: E731
-        population.model, population.theta, data, sizes, noise, nodes
+        LocalGeometry(population.model, population.theta, nodes), data, sizes, noise
     )
     twice = Dataset(sample.x.expand(2, -1, -1), sample.y.expand(2, -1, -1))
     for data, sizes, noise, words in (

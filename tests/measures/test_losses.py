@@ -319,7 +319,7 @@ def test_first_moments_see_through_splits_that_cross_cells():
 
 def test_first_moments_of_too_many_atoms_are_refused_and_a_failed_fit_is_nan():
     rng = np.random.default_rng(12)
-    with pytest.raises(InputError, match=r"8 atoms to 3 takes 3\^8 trials, more than 5000: use barycentre_error"):
+    with pytest.raises(InputError, match=r"3\^8 trials"):
         first_moment_error(draw(rng, 2, 8), draw(rng, 2, 3))
     true, estimated = draw(rng, 3, 2), draw(rng, 3, 3)
     estimated.atoms["w1"][1] = math.nan

@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from moe_prompt.attention.gates import SigmoidGate, SoftmaxGate, TopKGate
+from moe_prompt.attention.gates import ExponentialGate, Gate, SigmoidGate, SoftmaxGate, TopKGate
+from moe_prompt.attention.heads import AttentionHeadMoE
 from moe_prompt.attention.prompts import ConstantPrompt, PrefixPrompt
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.least_squares import LeastSquares
 from moe_prompt.estimation.starts import NearTruth
 from moe_prompt.models.covariates import Uniform
-from moe_prompt.models.gating import mixing
+from moe_prompt.models.gating import Mixed, Mixing
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.models.sampling import Population
 from moe_prompt.studies.fingerprint import fingerprint
 from moe_prompt.theory.bad_sequences import free_values
-from moe_prompt.theory.identifiability import cramer_rao, information
-from moe_prompt.theory.report import describe
+from moe_prompt.theory.identifiability import cramer_rao
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.sigma2 import sigma_2
 from moe_prompt.theory.split_distance import split_distance
+from tests.builders.truths import described
 
 DIM, OUTPUTS, ATOMS = 3, 2, 3
 
@@ -120,7 +122,7 @@ def test_least_squares_is_efficient_under_the_sigmoid():
     fit = LeastSquares().fit(model, data, NearTruth(0.1, 1).starts(model, theta, rngs))
     assert bool(fit.converged.all())
     error = fit.theta - theta
-    info = information(model, theta, truth.covariates)
+    info = LocalGeometry(model, theta, truth.covariates).information
     squared = 1009 / 0.01**2 * torch.einsum("kp,pq,kq->k", error, info, error)  # chi-squared with p degrees
     p = model.num_parameters
     assert abs(float(squared.mean()) - p) < 5 * math.sqrt(2 * p / 40)
@@ -179,21 +181,12 @@ def test_content_tells_gates_and_their_options_apart():
     assert fingerprint(setting(TopKGate(2))[0]) == fingerprint(setting(TopKGate(2))[0])
 
 
-def test_a_gates_subclass_is_not_taken_for_its_parent():
-    class Doubled(SigmoidGate):
-        def forward(self, *scores):
-            return 2 * super().forward(*scores)
-
-    with pytest.raises(InputError, match="got Doubled"):
-        mixing(Doubled())
-
-
 @pytest.mark.parametrize(("gate", "why"), [(SigmoidGate(), "two sigmoids never add up"), (TopKGate(1), "f jumps")])
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda model, theta: sigma_2(model, theta, Uniform(-1.0, 1.0, DIM)),
-        lambda model, theta: split_distance(model, theta, Uniform(-1.0, 1.0, DIM), 0, 0.1),
+        lambda model, theta: sigma_2(LocalGeometry(model, theta, Uniform(-1.0, 1.0, DIM))),
+        lambda model, theta: split_distance(LocalGeometry(model, theta, Uniform(-1.0, 1.0, DIM)), 0, 0.1),
         free_values,
     ],
 )
@@ -203,11 +196,96 @@ def test_what_is_derived_for_exponential_gates_is_refused_for_others(gate, why, 
 
 
 def test_limits_under_the_sigmoid_are_the_exact_ones_and_say_why_no_others():
-    report = describe(*setting(SigmoidGate(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
+    report = described(*setting(SigmoidGate(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
     assert (report.rate_exact, report.rate, report.rank) == ("n^-1/2", "-", 12)
     assert "SigmoidGate: two sigmoids never add up to one" in report.reason
 
 
 def test_there_are_no_limits_under_top_k():
     with pytest.raises(InputError, match="under a top-K gate f jumps"):
-        describe(*setting(TopKGate(1)), Uniform(-2.0, 2.0, DIM).nodes(125))
+        described(*setting(TopKGate(1)), Uniform(-2.0, 2.0, DIM).nodes(125))
+
+
+# ---------------------------------------------------------------------------------------- a user's own gates
+
+
+class Squashed(ExponentialGate):
+    """A softmax whose prompts' scores saturate."""
+
+    def link(self, scores):
+        squashed = 2 * torch.tanh(scores / 2)
+        return squashed, 1 - (squashed / 2).square()
+
+
+class ApartMixing(Mixing):
+    def frozen(self, scores):
+        return scores[:, :0], scores.softmax(1)
+
+    def mix(self, score, b, value, log_frozen, frozen_mean):
+        g = self.gate.share * (score + b).softmax(1)[:, :, None]
+        return Mixed((g * value).sum(1) + frozen_mean, g)
+
+    def seeds(self, value, mixed):
+        own = (mixed.g * value).sum(1, keepdim=True) / self.gate.share
+        moved = mixed.g * (value - own)
+        return moved, moved
+
+
+class Apart(Gate):
+    """Prompts compete among themselves only; what they say is added, times `share`."""
+
+    share = 0.7
+
+    def forward(self, pretrained_scores, prompt_scores, log_weights=None):
+        shifted = prompt_scores if log_weights is None else prompt_scores + log_weights
+        return torch.cat([pretrained_scores.softmax(-1), self.share * shifted.softmax(-1)], -1)
+
+    def mixing(self):
+        return ApartMixing(self)
+
+
+class Doubled(SigmoidGate):
+    def forward(self, *scores):
+        return 2 * super().forward(*scores)
+
+
+class Confused(Doubled):
+    def mixing(self):
+        return "as its parent"
+
+
+@pytest.mark.parametrize("gate", [Squashed(), Apart()], ids=["exponential", "with mixing()"])
+def test_a_users_gate_mixes_as_it_weighs_and_has_its_jacobian(gate):
+    """f against the gate's own forward, one point after the other; the Jacobian against central differences."""
+    model, theta = setting(gate)
+    b, blocks = model.unflatten(theta)
+    x = points(11)
+    for row, found in zip(x, model.mean(theta, x), strict=True):
+        frozen = torch.stack([row @ a @ row for a in model.frozen.quadratic]) + model.frozen.constant
+        weights = gate(frozen[None], (blocks["key"] @ row)[None], b)[0]
+        values = [*(eta @ row for eta in model.frozen.values), *blocks["value"]]
+        expected = sum(weight * value for weight, value in zip(weights, values, strict=True))
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    jacobian, step = model.jacobian(theta, x), 1e-5
+    for i in range(len(theta)):
+        ends = [model.mean(theta + sign * step * torch.eye(len(theta)).double()[i], x) for sign in (1, -1)]
+        assert torch.allclose(jacobian[..., i], (ends[0] - ends[1]) / (2 * step), atol=1e-8)
+
+
+def test_a_users_gate_has_limits_as_far_as_it_says():
+    exponential = describe(*setting(Squashed(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
+    other = describe(*setting(Apart(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
+    assert exponential.sigma_2 is not None and exponential.rank == 12
+    assert other.rank == 10  # no f knows a common factor of the masses, nor a common shift of all prompts that C loses
+    with pytest.raises(InputError, match=r"needs an exponential gate .* got Apart, under which nobody has said"):
+        sigma_2(*setting(Apart(), ConstantPrompt), Uniform(-1.0, 1.0, DIM))
+
+
+def test_a_gate_that_says_nothing_works_in_a_head_and_is_told_why_not_in_regression():
+    eye = torch.eye(DIM).double()
+    head = AttentionHeadMoE(eye, eye, eye, ConstantPrompt(ATOMS, DIM).double(), Doubled())
+    assert bool((head(points(5)).gates.sum(-1) > 2).all())
+    with pytest.raises(InputError, match=r"Doubled works in attention heads, .*ExponentialGate.*mixing\(\)"):
+        setting(Doubled())
+    with pytest.raises(InputError, match=r"Confused.mixing\(\) needs to return .*Mixing: got str"):
+        setting(Confused())

@@ -6,6 +6,8 @@ import pytest
 from moe_prompt.plotting.bad_sequences import IDENTIFIABLE, draw_sequences
 from moe_prompt.theory.bad_sequences import SEQUENCES
 from moe_prompt.theory.families import FAMILIES
+from tests.builders.read_figures import check_print
+from tests.builders.truths import truth_parts
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +22,14 @@ def solid(axis, markers: bool):
 
 
 def test_axes_are_labelled_and_logarithmic(figure):
+    check_print(figure)
     left, right = figure.axes[:2]
     assert (left.get_xlabel(), right.get_xlabel()) == ("sample size n", "size t of the split")
     assert {axis.get_xscale() for axis in (left, right)} == {axis.get_yscale() for axis in (left, right)} == {"log"}
 
 
 def test_the_legends_name_every_family(figure):
-    words = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes[2:]]
+    words = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
     assert words == [list(SEQUENCES), list(IDENTIFIABLE)]
 
 
@@ -51,7 +54,7 @@ def test_identifiable_families_fall_on_the_left_and_rise_on_the_right(figure):
     lines = [line for line in right.get_lines() if line.get_label().startswith("_")]
     assert [line.get_label() for line in points] == list(IDENTIFIABLE) and len(lines) == len(IDENTIFIABLE)
     for name, dots, line in zip(IDENTIFIABLE, points, lines, strict=True):
-        model, theta, *_ = FAMILIES[name].build()
+        model, theta, _ = truth_parts(FAMILIES[name].build())
         t, distance = dots.get_data()
         assert distance[0] == pytest.approx(line.get_ydata()[0], rel=0.05)
         sigma = line.get_ydata() / (t**2 * float(model.unflatten(theta)[0][0].exp()))

@@ -19,6 +19,7 @@ from moe_prompt.theory.bad_sequences import (
     linear_experts,
 )
 from moe_prompt.theory.families import FAMILIES, select
+from tests.builders.truths import truth_parts
 from tests.theory.test_sigma2 import INVISIBLE
 
 SEEDS = range(4)
@@ -27,7 +28,7 @@ BOX = 5.0
 
 def build(name: str, **changes):
     """A truth of the zoo and a few nodes of its covariates."""
-    model, theta, covariates, _ = replace(FAMILIES[name], **changes).build()
+    model, theta, covariates = truth_parts(replace(FAMILIES[name], **changes).build())
     return model, theta, covariates.nodes(81)
 
 
@@ -138,7 +139,7 @@ def test_the_free_maps_split_is_one_of_keys_and_values():
 
 
 def test_sigmoid_maps_have_a_range_too():
-    model, theta, covariates, _ = select("reparameterized-free", "sigmoid").build()
+    model, theta, covariates = truth_parts(select("reparameterized-free", "sigmoid").build())
     sequence = free_maps(model, theta)
     assert sequence.reach < 0.5 and evidence(sequence, 0.9 * sequence.reach, covariates.nodes(81)).is_bad
 
@@ -168,6 +169,6 @@ def test_other_errors_are_sentences():
     model, theta, _ = build("reparameterised, maps free, L' <= d")
     with pytest.raises(InputError, match=r"range of the activation for t < 0\.4"):
         free_maps(model, theta).theta(0.5)
-    model, theta, _, _ = select("reparameterized-free", "gelu").build()
+    model, theta, _ = truth_parts(select("reparameterized-free", "gelu").build())
     with pytest.raises(InputError, match="unknown activation with an inverse 'gelu'"):
         free_maps(model, theta)

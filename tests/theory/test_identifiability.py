@@ -9,19 +9,15 @@ import torch
 from moe_prompt.attention.prompts import ConstantPrompt
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.least_squares import LeastSquares
+from moe_prompt.models.atoms import parameter_names
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.models.sampling import Population
-from moe_prompt.theory.families import EXPERTS, FAMILIES, Recipe, select
-from moe_prompt.theory.identifiability import (
-    Direction,
-    cramer_rao,
-    information,
-    jacobian_rank,
-    parameter_names,
-    token_rank,
-    triangular,
-)
-from moe_prompt.theory.report import describe
+from moe_prompt.theory.families import EXPERTS, FAMILIES, Family, select
+from moe_prompt.theory.identifiability import cramer_rao, token_rank
+from moe_prompt.theory.local_geometry import LocalGeometry
+from moe_prompt.theory.rank import Direction, triangular
+from moe_prompt.theory.report import _declared
+from tests.builders.truths import described, truth_parts
 
 DIM, OUTPUTS, ATOMS, FROZEN, NODES = 3, 2, 5, 7, 11
 
@@ -69,7 +65,7 @@ def test_information_is_the_weighted_sum_of_gradient_products():
             for k in range(p):
                 for other in range(p):
                     expected[k, other] += weight * gradients[k, output] * gradients[other, output]
-    result = information(model, theta, (torch.from_numpy(points), torch.from_numpy(weights)))
+    result = LocalGeometry(model, theta, (torch.from_numpy(points), torch.from_numpy(weights))).information
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-7, atol=1e-10)
 
 
@@ -94,12 +90,12 @@ def test_cramer_rao_is_the_inverse_or_the_pseudo_inverse():
 
 def test_least_squares_reaches_the_bound():
     """Mean square error over the bound, 300 fits: chance moves it by 5 sd with probability below 1e-6."""
-    model, theta, covariates, _ = Recipe(EXPERTS["vpt"].expert, dim=2, frozen=2, seed=1).build()
+    model, theta, covariates = truth_parts(Family("small", EXPERTS["vpt"].expert, dim=2, frozen=2, seed=1).build())
     population, n, replicates = Population(model, theta, covariates, noise=0.1), 2000, 300
     rngs = [np.random.default_rng([4, k]) for k in range(replicates)]
     fit = LeastSquares().fit(model, population.sample(n, rngs), theta.expand(replicates, 1, -1))
     assert bool(fit.converged.all())
-    bound = cramer_rao(information(model, theta, covariates), 0.1, n)
+    bound = cramer_rao(LocalGeometry(model, theta, covariates).information, 0.1, n)
     # n (theta_hat - theta)^T I (theta_hat - theta) / (s^2 p) has mean 1 and variance 2 / p
     p = len(theta)
     ratio = torch.einsum("np,pq,nq->n", fit.theta - theta, torch.linalg.inv(bound), fit.theta - theta) / p
@@ -108,8 +104,9 @@ def test_least_squares_reaches_the_bound():
 
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_what_moves_no_token_is_the_declared_symmetry_and_f_sees_the_rest(name):
-    model, theta, covariates, symmetry = FAMILIES[name].build()
-    ranks, tokens = jacobian_rank(model, theta, covariates), token_rank(model, theta, covariates)
+    model, theta, covariates = truth_parts(FAMILIES[name].build())
+    symmetry = _declared(model)
+    ranks, tokens = LocalGeometry(model, theta, covariates).rank, token_rank(model, theta, covariates.nodes())
     nullity = len(theta) - tokens.rank
     assert nullity == GAUGES.get(name, 0)
     assert symmetry is None or nullity == symmetry.dimension(model.measure(theta))
@@ -125,9 +122,9 @@ def test_what_moves_no_token_is_the_declared_symmetry_and_f_sees_the_rest(name):
 
 
 def test_the_null_directions_of_relu_are_the_scales_of_its_units_one_by_one():
-    model, theta, covariates, _ = FAMILIES["VAPT, relu"].build()
+    model, theta, covariates = truth_parts(FAMILIES["VAPT, relu"].build())
     w1, w2 = (model.unflatten(theta)[1][name].numpy() for name in ("w1", "w2"))
-    found = [direction.weights() for direction in jacobian_rank(model, theta, covariates).null_directions]
+    found = [direction.weights() for direction in LocalGeometry(model, theta, covariates).rank.null_directions]
     for unit in range(2):
         expected = {f"w1[{j},{unit},{x}]": w1[j, unit, x] for j in range(2) for x in range(4)}
         expected |= {f"w2[{d},{unit}]": -w2[d, unit] for d in range(4)}
@@ -141,8 +138,8 @@ def test_the_null_directions_of_relu_are_the_scales_of_its_units_one_by_one():
 
 def test_a_prefix_key_in_the_kernel_of_b_is_unidentified():
     recipe = select("prefix", rank=3)
-    model, theta, covariates, _ = recipe.build()
-    ranks = jacobian_rank(model, theta, covariates)
+    model, theta, covariates = truth_parts(recipe.build())
+    ranks = LocalGeometry(model, theta, covariates).rank
     kernel = np.linalg.svd(model.key_map.numpy())[2][3]
     assert len(theta) - ranks.rank == 2
     for direction in ranks.null_directions:
@@ -150,12 +147,12 @@ def test_a_prefix_key_in_the_kernel_of_b_is_unidentified():
         (atom,) = {key[4] for key in weights}
         found = np.array([weights[f"key[{atom},{k}]"] for k in range(4)])
         assert abs(abs(found @ kernel) - 1) < 1e-8
-    report = describe(model, theta, covariates)
+    report = described(model, theta, covariates)
     assert report.rate_exact == report.rate == "not identifiable" and report.direction.count("key[") >= 2
 
 
 def test_parameter_names_follow_the_parameter_vector():
-    model, theta, _, _ = FAMILIES["VAPT, tanh"].build()
+    model, theta, _ = truth_parts(FAMILIES["VAPT, tanh"].build())
     names, (b, blocks) = parameter_names(model), model.unflatten(theta)
     assert len(names) == len(set(names)) == len(theta)
     for name, value in {"b[1]": b[1], "w1[1,0,3]": blocks["w1"][1, 0, 3], "w2[2,1]": blocks["w2"][2, 1]}.items():

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from moe_prompt.errors import InputError
-from moe_prompt.theory.families import EXPERTS, FAMILIES, Recipe, Setting, vapt
-from moe_prompt.theory.identifiability import jacobian_rank
+from moe_prompt.models.sampling import Population
+from moe_prompt.theory.families import EXPERTS, FAMILIES, Family, vapt
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.quartic_forms import least, relaxed
-from moe_prompt.theory.sigma2 import Atom, mean_and_log_denominator, projected_form, sigma_2
+from moe_prompt.theory.sigma2 import projected_form, sigma_2
 from moe_prompt.theory.split_distance import split_distance
+from tests.builders.truths import truth_parts
 
 VISIBLE = [
     "VPT, B injective",
@@ -36,11 +38,11 @@ INVISIBLE = [
 
 def small(name: str) -> tuple:
     """A family on few nodes: any weighted points are a distribution of X, so both sides see the same one."""
-    model, theta, covariates, _ = FAMILIES[name].build()
+    model, theta, covariates = truth_parts(FAMILIES[name].build())
     return model, theta, covariates.nodes(256)
 
 
-def w_by_loops(setting: Setting, theta: np.ndarray, x: np.ndarray, atom: int, at: Setting) -> np.ndarray:
+def w_by_loops(setting: Population, theta: np.ndarray, x: np.ndarray, atom: int, at: Population) -> np.ndarray:
     """[U(x; theta_j) - V(x; theta_j) f_*(x)] / D_*(x) for VAPT with tanh, theta_j from `theta`, the star from `at`."""
 
     def parts(flat: np.ndarray, j: int) -> tuple[float, np.ndarray, float]:
@@ -65,12 +67,12 @@ def w_by_loops(setting: Setting, theta: np.ndarray, x: np.ndarray, atom: int, at
 
 
 def test_second_derivatives_against_differences_of_loops():
-    setting = Recipe(vapt, "tanh", hidden=2, dim=3, outputs=5, seed=7).build()
-    atom, h = Atom(setting.model, setting.theta, 1), 1e-4
-    points = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 3)))
-    assert atom.names[:2] == ("w1[1,0,0]", "w1[1,0,1]") and len(atom.names) == 6
-    second, pairs = atom.second_derivatives(points), list(zip(*np.triu_indices(6), strict=True))
-    places = atom.places.tolist()
+    setting = Family("small", vapt, "tanh", hidden=2, dim=3, outputs=5, seed=7).build()
+    points, h = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (2, 3))), 1e-4
+    geometry = LocalGeometry(setting.model, setting.theta, (points, torch.ones(2).double()))
+    places = geometry.atoms.own[1].tolist()
+    assert [geometry.names[i] for i in places[:2]] == ["w1[1,0,0]", "w1[1,0,1]"] and len(places) == 6
+    second, pairs = geometry.second_derivatives[1], list(zip(*np.triu_indices(6), strict=True))
     for n, x in enumerate(points.numpy()):
         for column, (k, other) in enumerate(pairs):
             total = np.zeros(5)
@@ -83,14 +85,15 @@ def test_second_derivatives_against_differences_of_loops():
 
 
 def test_mean_and_log_denominator_by_loops():
-    setting = Recipe(vapt, "tanh", hidden=2, dim=3, outputs=5, seed=7).build()
+    setting = Family("small", vapt, "tanh", hidden=2, dim=3, outputs=5, seed=7).build()
     points = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, (3, 3)))
-    f, log_d = mean_and_log_denominator(setting.model, setting.theta, points)
+    geometry = LocalGeometry(setting.model, setting.theta, (points, torch.ones(3).double()))
+    f, log_d = geometry.mean_and_log_denominator
     np.testing.assert_allclose(f.numpy(), setting.model.mean(setting.theta, points).numpy(), rtol=1e-12)
-    w = Atom(setting.model, setting.theta, 0).contribution()
+    w, own = geometry.contribution(), setting.theta[geometry.atoms.own[0]]
     for n, x in enumerate(points):
         expected = w_by_loops(setting, setting.theta.numpy(), x.numpy(), 0, setting)
-        found = w(Atom(setting.model, setting.theta, 0).vector, x, f[n], log_d[n])
+        found = w(own, x, f[n], log_d[n])
         np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-10)
 
 
@@ -139,9 +142,9 @@ def test_more_atoms_can_hide_what_two_cannot():
 def test_the_nearest_split_is_as_far_as_sigma_2_says(name, atom):
     """rho(t) / (e^b t^2) = sigma_2 + O(t): within 5 % at t = 0.02, and no random start comes nearer."""
     model, theta, nodes = small(name)
-    index, t = sigma_2(model, theta, nodes, atom), 0.02
-    predicted = split_distance(model, theta, nodes, atom, t, index.direction.vector, starts=0)
-    found = split_distance(model, theta, nodes, atom, t, starts=2, seed=1)
+    index, t = sigma_2(LocalGeometry(model, theta, nodes), atom), 0.02
+    predicted = split_distance(LocalGeometry(model, theta, nodes), atom, t, index.direction.vector, starts=0)
+    found = split_distance(LocalGeometry(model, theta, nodes), atom, t, starts=2, seed=1)
     assert predicted.ratio == pytest.approx(index.sigma_2, rel=0.05)
     assert found.ratio > 0.95 * index.sigma_2
     assert 0 < index.relaxed <= index.sigma_2 and not index.vanishes
@@ -150,22 +153,22 @@ def test_the_nearest_split_is_as_far_as_sigma_2_says(name, atom):
 @pytest.mark.parametrize("name", ["VPT, B injective", "VAPT, tanh", "linear gate + tanh ridge"])
 def test_random_starts_find_sigma_2_without_its_direction(name):
     model, theta, nodes = small(name)
-    best = split_distance(model, theta, nodes, 1, 0.02, starts=6, seed=2)
-    assert best.ratio == pytest.approx(sigma_2(model, theta, nodes, 1).sigma_2, rel=0.05)
+    best = split_distance(LocalGeometry(model, theta, nodes), 1, 0.02, starts=6, seed=2)
+    assert best.ratio == pytest.approx(sigma_2(LocalGeometry(model, theta, nodes), 1).sigma_2, rel=0.05)
 
 
 @pytest.mark.parametrize("name", INVISIBLE)
 def test_the_invisible_splits_are_invisible_at_any_size(name):
     model, theta, nodes = small(name)
-    index = sigma_2(model, theta, nodes, 1)
+    index = sigma_2(LocalGeometry(model, theta, nodes), 1)
     assert index.sigma_2 < 1e-10 and index.relaxed < 1e-10 and index.vanishes and index.unprojected > 1e-2
     for t in (0.1, 1.0):
-        assert split_distance(model, theta, nodes, 1, t, index.direction.vector, starts=0).ratio < 1e-6
+        assert split_distance(LocalGeometry(model, theta, nodes), 1, t, index.direction.vector, starts=0).ratio < 1e-6
 
 
 def test_a_split_measure_is_what_it_says():
     model, theta, nodes = small("VAPT, tanh")
-    split = split_distance(model, theta, nodes, 1, 0.3, starts=1)
+    split = split_distance(LocalGeometry(model, theta, nodes), 1, 0.3, starts=1)
     (b, w1), (b_true, true) = (
         (m.log_weights.numpy(), m.atoms["w1"].numpy()) for m in (split.model.measure(split.theta), model.measure(theta))
     )
@@ -196,14 +199,14 @@ def test_the_antisymmetric_matrix_that_linear_vapt_cannot_see():
     }
     split = torch.cat([parts[name].flatten() for name in more.shapes])
     np.testing.assert_allclose(more.mean(split, nodes[0]), model.mean(theta, nodes[0]), atol=1e-12)
-    form, _ = projected_form(Atom(model, theta, 0), nodes)
+    form, _ = projected_form(LocalGeometry(model, theta, nodes), 0)
     a = (offset / offset.norm()).flatten()
     assert float(torch.einsum("k,l,klm->m", a, a, form).norm()) < 1e-10
 
 
 def test_b_singular_hides_the_kernel_of_b():
     model, theta, nodes = small("VPT, B singular")
-    direction = sigma_2(model, theta, nodes, 0).direction
+    direction = sigma_2(LocalGeometry(model, theta, nodes), 0).direction
     assert float((model.key_map @ direction.vector).norm()) < 1e-8
 
 
@@ -211,8 +214,8 @@ def test_many_heads_restore_what_one_singular_b_hides():
     """sigma_2 > 0 as soon as the rank of B is the dimension."""
     values = []
     for rank in (1, 2, 3, 4):
-        model, theta, covariates, _ = replace(EXPERTS["vpt"], key_rank=rank).build()
-        values.append(sigma_2(model, theta, covariates.nodes(256), 0))
+        model, theta, covariates = truth_parts(replace(EXPERTS["vpt"], key_rank=rank).build())
+        values.append(sigma_2(LocalGeometry(model, theta, covariates.nodes(256)), 0))
     assert [value.vanishes for value in values] == [True, True, True, False]
 
 
@@ -220,14 +223,14 @@ def test_sigma_2_projects_on_every_column_of_a_deficient_jacobian():
     """Linear VAPT with r = 1: the forms are orthogonal to the Jacobian by numpy's own least squares."""
     model, theta, nodes = small("VAPT, linear, r = 1")
     points, weights = nodes
-    assert jacobian_rank(model, theta, nodes).rank == model.num_parameters - 1
-    atom = Atom(model, theta, 0)
+    assert LocalGeometry(model, theta, nodes).rank.rank == model.num_parameters - 1
+    geometry = LocalGeometry(model, theta, nodes)
     root = np.sqrt(weights.numpy())[:, None, None]
     jacobian = (root * model.jacobian(theta, points).numpy()).reshape(-1, model.num_parameters)
-    second = (root * atom.second_derivatives(points).numpy()).reshape(len(jacobian), -1)
+    second = (root * geometry.second_derivatives[0].numpy()).reshape(len(jacobian), -1)
     left = second - jacobian @ np.linalg.lstsq(jacobian, second, rcond=1e-10)[0]
-    form, _ = projected_form(atom, nodes)
-    k, other = np.triu_indices(len(atom.vector))
+    form, _ = projected_form(geometry, 0)
+    k, other = np.triu_indices(geometry.atoms.width)
     columns = form.numpy()[k, other]
     np.testing.assert_allclose(columns @ columns.T, left.T @ left, atol=1e-12)
 
@@ -235,10 +238,10 @@ def test_sigma_2_projects_on_every_column_of_a_deficient_jacobian():
 def test_errors_name_the_atom_and_the_log_weights():
     model, theta, nodes = small("VPT, B injective")
     with pytest.raises(InputError, match=r"one of 0\.\.1: got 2"):
-        sigma_2(model, theta, nodes, 2)
+        sigma_2(LocalGeometry(model, theta, nodes), 2)
     with pytest.raises(InputError, match="gating_bias=True"):
-        sigma_2(replace(model, gating_bias=False), theta[2:], nodes)
+        sigma_2(LocalGeometry(replace(model, gating_bias=False), theta[2:], nodes))
     with pytest.raises(InputError, match="size t > 0"):
-        split_distance(model, theta, nodes, 0, 0.0)
+        split_distance(LocalGeometry(model, theta, nodes), 0, 0.0)
     with pytest.raises(InputError, match="direction or at least one"):
-        split_distance(model, theta, nodes, 0, 0.1, starts=0)
+        split_distance(LocalGeometry(model, theta, nodes), 0, 0.1, starts=0)

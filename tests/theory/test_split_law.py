@@ -8,11 +8,14 @@ import torch
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt
 from moe_prompt.errors import InputError
+from moe_prompt.models.atoms import AtomLayout
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.theory import split_law as module
 from moe_prompt.theory.families import FAMILIES
-from moe_prompt.theory.sigma2 import Atom, projected_form
+from moe_prompt.theory.local_geometry import LocalGeometry
+from moe_prompt.theory.sigma2 import projected_form
 from moe_prompt.theory.split_law import split_law
+from tests.builders.truths import truth_parts
 
 OUTPUTS = 2
 
@@ -37,7 +40,7 @@ SETTINGS = {
 @pytest.fixture(scope="module", params=SETTINGS)
 def made(request):
     model, theta, nodes = SETTINGS[request.param]()
-    return model, theta, nodes, module._geometry(model, theta, nodes)
+    return model, theta, nodes, module._Parts.of(LocalGeometry(model, theta, nodes))
 
 
 def at_nodes(model: RegressionModel, theta: torch.Tensor, nodes: tuple) -> np.ndarray:
@@ -53,7 +56,7 @@ def split_by(model, theta, nodes, j: int, a: torch.Tensor, h: float = 1e-3) -> n
     ends = []
     for sign in (1, -1):
         moved = theta.clone()
-        moved[Atom(model, theta, j).places] += sign * h * a
+        moved[AtomLayout.of(model).own[j]] += sign * h * a
         ends.append(model.unflatten(moved)[1])
     parts = [torch.cat([b, b[j : j + 1]])]
     parts[0][[j, -1]] -= math.log(2)
@@ -97,8 +100,8 @@ def test_forms_of_a_single_atom_are_those_of_sigma_2():
     """Lengths of 1/2 d2W[a, a] across the tangent space, times the atom's mass."""
     model, theta, nodes = SETTINGS["VPT, L = 1"]()
     (form,), (expected, _) = (
-        module._geometry(model, theta, nodes).forms,
-        projected_form(Atom(model, theta, 0), nodes),
+        module._Parts.of(LocalGeometry(model, theta, nodes)).forms,
+        projected_form(LocalGeometry(model, theta, nodes), 0),
     )
     mass = math.exp(float(model.unflatten(theta)[0][0]))
     a = np.random.default_rng(2).standard_normal((11, 3))
@@ -123,12 +126,12 @@ def test_tangent_moves_are_least_squares_of_what_splits_leave(made):
 
 def test_slopes_of_canonical_coordinates(made):
     """The identity where the symmetry is finite; that of w1 -> W2 W1 where units are linear."""
-    model, theta, *_ = made
+    model, theta, nodes, _ = made
     for j in range(model.num_atoms):
-        found = module._canonical_slope(model, theta, j)
+        found = module._canonical_slope(LocalGeometry(model, theta, nodes), j)
         np.testing.assert_allclose(found.numpy(), np.eye(len(found)), atol=1e-8)
-    model, theta, _ = setting(FlatAdaptivePrompt(2, 3, 1, "linear"), 3)
-    found = module._canonical_slope(model, theta, 1).numpy()
+    model, theta, nodes = setting(FlatAdaptivePrompt(2, 3, 1, "linear"), 3)
+    found = module._canonical_slope(LocalGeometry(model, theta, nodes), 1).numpy()
     w2 = model.unflatten(theta)[1]["w2"].numpy()  # canonical is the product W2 W1_j
     np.testing.assert_allclose(found, np.kron(w2, np.eye(3)), atol=1e-7)
 
@@ -173,12 +176,12 @@ def test_the_nearest_of_a_plane_of_splits_against_a_grid():
 def test_noise_scales_splits_by_its_root():
     """At n times the sample noise is n^-1/2 as large and splits n^-1/4, in every draw."""
     model, theta, nodes = SETTINGS["VAPT, tanh"]()
-    forms = module._geometry(model, theta, nodes).forms
+    forms = module._Parts.of(LocalGeometry(model, theta, nodes)).forms
     z = torch.from_numpy(np.random.default_rng(6).standard_normal((13, forms[0].shape[2])))
     sizes = []
     for scale in (1.0, 1e-4):
         cells, a = module._solve(forms, scale * z, 1, np.random.default_rng(0))
-        sizes.append(module._sizes(model, theta, cells, a).amax(1).numpy())
+        sizes.append(module._sizes(LocalGeometry(model, theta, nodes), cells, a).amax(1).numpy())
     np.testing.assert_allclose(sizes[1], 0.01 * sizes[0], atol=1e-4 * sizes[0].max())  # where no split is best
 
 
@@ -187,7 +190,7 @@ def in_one_dimension():
     """VPT on the line with one prompt: q = 1, two tangent directions (its mass and its place), one across them."""
     model, theta, nodes = setting(ConstantPrompt(1, 1), 1)
     draws = 1600
-    return model, theta, nodes, draws, split_law(model, theta, nodes, 1, draws=draws)
+    return model, theta, nodes, draws, split_law(LocalGeometry(model, theta, nodes), 1, draws=draws)
 
 
 def test_means_in_one_dimension_are_known(in_one_dimension):
@@ -229,13 +232,13 @@ def test_loss_and_moments_in_one_dimension(in_one_dimension):
 @pytest.mark.parametrize("name", ["VPT, L = 2", "VAPT, tanh"])
 def test_sizes_and_losses_of_given_splits_by_loops(name):
     """t_j^2 = sum of |a|^2 in cell j; D of masses, drifts of whole atoms, squares of split ones, shared parameters."""
-    model, theta, _ = SETTINGS[name]()
+    model, theta, nodes = SETTINGS[name]()
     rng, draws = np.random.default_rng(9), 7
-    q = len(Atom(model, theta, 0).vector)
+    q = AtomLayout.of(model).width
     cells, a = rng.integers(2, size=(draws, 2)), rng.standard_normal((draws, 2, q))
-    sizes = module._sizes(model, theta, torch.from_numpy(cells), torch.from_numpy(a))
+    sizes = module._sizes(LocalGeometry(model, theta, nodes), torch.from_numpy(cells), torch.from_numpy(a))
     u = rng.standard_normal((draws, len(theta)))
-    places = [Atom(model, theta, j).places.numpy() for j in range(2)]
+    places = [AtomLayout.of(model).own[j].numpy() for j in range(2)]
     others = sorted(set(range(2, len(theta))) - set(np.concatenate(places).tolist()))
     assert (len(others) > 0) == (name == "VAPT, tanh")
     losses, drifts = [], []
@@ -266,24 +269,24 @@ def test_a_gauge_changes_nothing():
     moved = theta.clone()
     moved[model.slices["w1"]] *= 2.5
     moved[model.slices["w2"]] /= 2.5
-    (one,), (other,) = (module._geometry(model, place, nodes).forms for place in (theta, moved))
+    (one,), (other,) = (module._Parts.of(LocalGeometry(model, place, nodes)).forms for place in (theta, moved))
     signs = (one * other).sum((0, 1)).sign()
     torch.testing.assert_close(one, other * signs * 2.5**2, rtol=1e-6, atol=1e-9)
     z = torch.from_numpy(np.random.default_rng(8).standard_normal((40, one.shape[2])))
     lengths = []
     for place, form, noise in ((theta, one, z), (moved, other, z * signs)):
         cells, a = module._solve([form], noise, 1, np.random.default_rng(0))
-        lengths.append(module._sizes(model, place, cells, a)[:, 0].numpy())
+        lengths.append(module._sizes(LocalGeometry(model, place, nodes), cells, a)[:, 0].numpy())
     np.testing.assert_allclose(*lengths, rtol=0.01)  # flat minima are not found to rounding
     assert np.median(np.abs(lengths[0] - lengths[1])) < 1e-6
-    law = split_law(model, theta, nodes, 1, draws=3)
+    law = split_law(LocalGeometry(model, theta, nodes), 1, draws=3)
     assert law.loss is None and law.moments is None and law.split > 0
 
 
 def test_the_same_again_and_more_room_with_two():
     """Equal seeds, equal numbers; with two atoms too many every draw is fitted at least as closely."""
     model, theta, nodes = SETTINGS["VPT, L = 2"]()
-    one, again, two = (split_law(model, theta, nodes, extra, draws=80) for extra in (1, 1, 2))
+    one, again, two = (split_law(LocalGeometry(model, theta, nodes), extra, draws=80) for extra in (1, 1, 2))
     assert one == again and list(one.to_dict()) == [
         "sigma_2",
         "joint_sigma_2",
@@ -293,7 +296,7 @@ def test_the_same_again_and_more_room_with_two():
         "moments",
     ]
     assert two.function > one.function and two.sigma_2 == one.sigma_2
-    assert split_law(model, theta, nodes, 1, draws=80, seed=1).split != one.split
+    assert split_law(LocalGeometry(model, theta, nodes), 1, draws=80, seed=1).split != one.split
 
 
 def test_sums_of_splits_in_several_cells_may_cancel():
@@ -307,6 +310,6 @@ def test_sums_of_splits_in_several_cells_may_cancel():
 
 
 def test_a_truth_with_invisible_splits_has_no_law():
-    model, theta, covariates, _ = FAMILIES["prefix, non-shared"].build()
+    model, theta, covariates = truth_parts(FAMILIES["prefix, non-shared"].build())
     with pytest.raises(InputError, match="needs sigma_2 > 0 at every atom"):
-        split_law(model, theta, covariates.nodes(256), 1, draws=3)
+        split_law(LocalGeometry(model, theta, covariates.nodes(256)), 1, draws=3)

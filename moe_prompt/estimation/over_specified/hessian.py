@@ -1,6 +1,7 @@
-r"""The part of a least-squares Hessian that Gauss-Newton leaves out, sum_i r_i d2 f(x_i), in closed form.
+r"""The term of a least-squares Hessian that Gauss-Newton leaves out, sum_i r_i d2 f(x_i), in closed form.
 
-With T = sum_o r_o f_o at one sample, a function of scores s_j (log-weights included) and of v_j = sum_o r_o value_jo,
+At one observation let r be the residual and T = sum_o r_o f_o. T is a function of the scores s_j (with log-weights) and
+of v_j = sum_o r_o value_jo:
 
     T = [ D_0 T_0 + sum_j e^{s_j} v_j ] / [ D_0 + sum_j e^{s_j} ],     g_j the gates,
     dT/ds_j = g_j (v_j - T) =: c_j         d2T/ds_j ds_k = (delta_jk - g_k) c_j - g_j c_k
@@ -11,8 +12,9 @@ so that with A_j = d s_j and V_j = d v_j, both in the atom's own coordinates (lo
     d2T = sum_j { c_j A_j A_j' + g_j (A_j V_j' + V_j A_j') + c_j d2 s_j + g_j d2 v_j } - E a' - a E',
     a = sum_j g_j A_j,   E = sum_j (c_j A_j + g_j V_j).
 
-Only d2 s_j and d2 v_j know the expert. Along a split of size t, J'J is of the order of n t^2 and this term of the order
-of s sqrt(n): the same at the t ~ n^{-1/4} where an over-specified fit ends.
+Only d2 s_j and d2 v_j depend on the kind of expert (`models.expert_hessians`). Along a split of length t, J'J is of
+order n t^2 and this term of order s sqrt(n). Both are equally large at t ~ n^{-1/4}, the length of splits in an
+over-specified fit.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from moe_prompt.models.expert_hessians import curvature
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import Prepared, RegressionModel
 
-CHUNK_BYTES = 1 << 21  # of the rows A and V, an atom each: measured best between two and four megabytes
+CHUNK_BYTES = 1 << 21  # size of the rows A and V of a chunk of observations; two to four megabytes were fastest
 
 
 def second_order(problem: Problem, theta: Tensor, index: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def atom_places(model: RegressionModel) -> Tensor:
 
 
 class Atoms:
-    """The atoms of K mixtures, apart: A, V and the expert's curvature, each in an atom's own coordinates."""
+    """A, V and the experts' curvature for K mixtures, each in its atom's own coordinates."""
 
     def __init__(self, model: RegressionModel, theta: Tensor) -> None:
         self.model, self.gate = model, exponential(model.gate, "the second-order term")
@@ -84,7 +86,7 @@ class Atoms:
         return out
 
     def _with_bias(self, rows: Tensor, value: float) -> Tensor:
-        """The row of the log-weight first, if that is free."""
+        """Rows with that of the log-weight put first, if log-weights are learned."""
         return pad(rows, (0, 0, 1, 0), value=value) if self.model.gating_bias else rows
 
 

@@ -1,15 +1,16 @@
-r"""Where a fit ends at a kink: no step lowers the objective, and yet its gradient is not zero.
+r"""Minima at kinks, where no step lowers the objective although its gradient is not zero.
 
-A relu unit bends f at the covariates on its hyperplane, so that the objective has a kink wherever the hyperplane meets
-an observation, one every 1/n or so. Many of its minima are at one. What vanishes there is not the gradient but a
-convex combination of those on the sides, and the distance from that in standard errors is
+A relu unit bends f at covariates on its hyperplane. The objective therefore has a kink wherever the hyperplane meets an
+observation. Kinks lie about 1/n apart, and many of its minima are at kinks. At such a minimum a convex
+combination of the gradients on its sides is zero. The offset of a fit from a minimum, in standard errors, is
 
     offset = min { sqrt(g' H^-1 g / (p s^2)) : g in the convex hull of the gradients nearby }
 
-(gradient sampling: Burke, Lewis and Overton, SIAM J. Optim. 15, 2005, section 2), taken at points RADIUS times the
-tolerance away, in standard errors: further than the trust region's last radius, nearer than the next kink. H is the
-Hessian on the fit's side, its eigenvalues taken positive. Where the offset is no minimum's, -H^-1 g for that g is a
-direction of descent across the kink, and the fit goes on along it if that lowers the objective.
+(gradient sampling: Burke, Lewis and Overton, SIAM J. Optim. 15, 2005, section 2). The nearby points are RADIUS times
+the tolerance away, in standard errors: further than the trust region's last radius, nearer than the next kink. H is the
+Hessian on the fit's side, with eigenvalues replaced by their absolute values. If the offset is above the tolerance,
+-H^-1 g for the minimising g is a direction of descent across the kink, and the fit continues along it if the objective
+falls.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from torch import Tensor
 from moe_prompt.estimation.least_squares import TINY
 from moe_prompt.estimation.over_specified.trust_region import FLAT, NIL, TrustRegion
 
-RADIUS = 10 * NIL  # of the tolerance
-JUMP = 10.0  # radii: what changes less is smooth
-HALVINGS, FAIR = 24, 1e-2  # lengths tried across a kink; of the gain that the gradient promises
-SURE = 1e3  # weight of the equation sum of shares = 1, of the largest gradient
+RADIUS = 10 * NIL  # gradients are sampled at this distance, as a share of the tolerance
+JUMP = 10.0  # a gradient that changes by less than this many radii has no kink
+HALVINGS = 24  # this many lengths are tried across a kink, each half of the one before
+FAIR = 1e-2  # a step across a kink must gain this share of what the gradient predicts
+SURE = 1e3  # weight of the equation "shares sum to 1", relative to the largest gradient
 
 
 def leave_kinks(state: TrustRegion) -> bool:
-    """Problems stuck at a kink that is no minimum go on from a lower point; whether there are such.
+    """Move problems that are stuck at a kink, but not at a minimum, to a lower point; True if there were any.
 
-    The offset of every stuck problem is left in `state.kink`: infinite where there is no kink.
+    Writes the offset of every stuck problem to `state.kink`, infinity if there is no kink.
     """
     left = False
     for k in (state.stuck & state.kink.isnan() & ~state.at_minimum()).nonzero()[:, 0].tolist():
@@ -46,9 +48,10 @@ def leave_kinks(state: TrustRegion) -> bool:
 
 
 class Kink:
-    """The gradients about problem k, at the fit and at p points on either side of it, and the least of their hull.
+    """Gradients around the fit of problem k, and the shortest vector in their convex hull.
 
-    Gradients are H^-1/2 g / sqrt(p s^2), of the parameters that are free in the box.
+    Gradients are taken at the fit and at p pairs of points on opposite sides of it. They are scaled as
+    H^-1/2 g / sqrt(p s^2), for the parameters that are free in the box.
     """
 
     def __init__(self, state: TrustRegion, k: int) -> None:
@@ -71,7 +74,7 @@ class Kink:
             self.offset = float(self.least.norm())
 
     def lower_point(self) -> Tensor | None:
-        """A point along -H^-1 g where the objective is lower by a fair part of what g promises."""
+        """A point along -H^-1 g with a fair share of the predicted gain; None if there is none."""
         state, k = self.state, torch.tensor([self.k])
         step = torch.zeros_like(self.scale)
         step[self.free] = -(self.vectors @ (self.least * self.unit / self.size)) * self.scale[self.free]

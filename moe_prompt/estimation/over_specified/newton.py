@@ -1,10 +1,12 @@
 r"""Least squares with more atoms than the truth has: Levenberg-Marquardt, then Newton's method in a trust region.
 
-An atom that the truth does not have moves f only to second order, so J'J is singular at the truth and Gauss-Newton
-crawls; the second-order term sum_i r_i d2 f_i is as large as what J'J has in those directions. So the best of the rough
-fits go on with it (:mod:`moe_prompt.estimation.over_specified.trust_region`). A fit ends at a minimum, by the length of
-the Newton step in standard errors, sqrt(g' H^-1 g / (p s^2)), and never at a saddle, as two atoms that coincide are
-one. Experts with kinks have minima where the gradient jumps (:mod:`moe_prompt.estimation.over_specified.kinks`).
+A surplus atom changes f at second order only. At the truth J'J is therefore singular, and Gauss-Newton converges
+slowly: in the directions of a split, the second-order term sum_i r_i d2 f_i of the Hessian is as large as J'J. The best
+of the rough fits are continued with this term (`over_specified.trust_region`).
+
+A fit ends if its *offset*, the length of the Newton step in standard errors, sqrt(g' H^-1 g / (p s^2)), is below the
+tolerance at a minimum. It does not end at a saddle, such as a point where two atoms coincide. Experts with kinks have
+minima at which the gradient jumps (`over_specified.kinks`).
 """
 
 from __future__ import annotations
@@ -23,15 +25,22 @@ from moe_prompt.estimation.over_specified.trust_region import TrustRegion
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Dataset
 
-SAME = 0.3  # s^2: of rough fits, objectives nearer than this are one minimum
-AGAIN, HOPELESS = 3e-3, 50.0  # s^2: of fits that ended, one minimum; a minimum that will not be the best
+SAME = 0.3  # s^2: two rough fits whose objectives differ by less are taken for the same minimum
+DUPLICATE = 3e-3  # s^2: two finished fits whose objectives are this close are the same minimum
+HOPELESS = 50.0  # s^2: a fit whose objective is this far above the best will not win
 
 
 @dataclass(frozen=True)
 class NewtonLeastSquares(Estimator):
-    """`first` descends from every start on its first rung, or to `handover` standard errors where there is none.
+    """Least squares from several starts: a rough fit by `first`, then Newton's method in a trust region.
 
-    The best `keep` go on by Newton's method, through its larger rungs to the whole sample.
+    Large samples are fitted by way of smaller ones, the *rungs* of `first`. On the first rung, `first` descends from
+    every start to `handover` standard errors, in at most `handover_steps` steps. The best `keep` different fits are
+    continued by Newton's method, rung by rung, to the whole sample. `rung_tolerance` and `rung_steps` end a fit on a
+    smaller rung, `tolerance` (standard errors) and `max_steps` on the whole sample.
+
+    Raises:
+        InputError: data or starts that do not fit the model, or a gate without second derivatives.
     """
 
     first: LeastSquares = field(default_factory=LeastSquares)
@@ -63,7 +72,7 @@ class NewtonLeastSquares(Estimator):
     def polish(
         self, problem: Problem, theta: Tensor, tolerance: float, max_steps: int, spare: Tensor | None = None
     ) -> FitResult:
-        """Every problem from its own theta (K, p) to the minimum below it; those in `spare` (K,) are given up."""
+        """Newton's method for every problem from its own theta (K, p); problems in `spare` (K,) are not fitted."""
         state = TrustRegion(problem, theta, self.first.box, tolerance)
         if spare is not None:
             state.done |= spare
@@ -98,16 +107,16 @@ class NewtonLeastSquares(Estimator):
 
 
 def _variance(problem: Problem, objective: Tensor) -> Tensor:
-    """s^2 of every replicate, from the best of its fits."""
+    """Estimate of s^2 for every replicate, from the best of its fits."""
     best = objective.nan_to_num(nan=torch.inf).unflatten(0, (-1, problem.starts)).amin(1)
     return 2 * best / max(1, problem.observations - problem.model.num_parameters)
 
 
 def spare_starts(problem: Problem, objective: Tensor) -> Tensor:
-    """Rough fits that end where a better one does, or so high that nothing to come would choose them."""
+    """True for fits that duplicate a better one of the same replicate, or are so high that they will not win."""
     ordered, order = objective.unflatten(0, (-1, problem.starts)).sort(dim=1, stable=True)
     variance = _variance(problem, objective)[:, None]
-    again = torch.nn.functional.pad(ordered.diff(dim=1) <= AGAIN * variance, (1, 0))
+    again = torch.nn.functional.pad(ordered.diff(dim=1) <= DUPLICATE * variance, (1, 0))
     spare = again | ~(ordered - ordered[:, :1] <= HOPELESS * variance)
     return torch.zeros_like(spare).scatter(1, order, spare).flatten()
 

@@ -1,56 +1,35 @@
 r"""Coordinates in which the valleys of an over-specified fit are straight.
 
-A mixing measure acts on f to first order through masses m_i = exp(b_i) and first moments m_i theta_i, and two near
-atoms i, j to second order through the second moment m e e' about their centre c. Two changes of coordinates follow:
+At first order, f depends on a mixing measure through its masses m_i = exp(b_i) and first moments m_i theta_i. At second
+order, it depends on two near atoms i, j through their second moment m e e' about their centre c. This suggests two
+changes of coordinates:
 
     an atom           m_i = m_i0 (1 + s),  theta_i = theta_i0 + v / (1 + s):   m_i and m_i theta_i are linear in (s, v)
     the nearest pair  b_i = tau + log sigma(l),   theta_i = c + e^{-l/2} e,
                       b_j = tau + log sigma(-l),  theta_j = c - e^{l/2} e
 
-with tau, c treated as an atom. Along l alone the pair trades mass at constant total, centre and second moment, and f
-changes to third order only: in b and theta that is a long bent valley, here a straight one.
+where (tau, c) is treated as an atom. If l alone changes, mass moves from one atom of the pair to the other while total
+mass, centre and second moment stay the same, and f changes at third order only. In b and theta this is a long bent
+valley of the objective; in these coordinates it is straight.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.atoms import AtomLayout
 
-LEAST, MOST = -0.9, 9.0  # growth of a mass in one step
-TRADE = 3.0  # largest step of l
-LOPSIDED = 100.0  # an l beyond which two atoms are no pair, long before exp(l / 2) is infinite
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where log-weights (L,) and the atoms' own parameters (L, q) stand in a parameter vector."""
-
-    size: int
-    log_weights: Tensor
-    own: Tensor
-    pairs: Tensor
-
-    @classmethod
-    def of(cls, model: RegressionModel) -> Layout:
-        every = torch.arange(model.num_parameters)
-        own = [name for name in model.shapes if name != "b" and not model.expert.is_shared(name)]
-        places = [every[model.slices[name]].unflatten(0, (model.num_atoms, -1)) for name in own]
-        free = model.gating_bias and bool(own)
-        b = every[model.slices["b"]] if free else every[:0]
-        pairs = torch.tensor(list(combinations(range(model.num_atoms), 2)) if free else [], dtype=torch.int64)
-        return cls(len(every), b, torch.cat(places, 1) if own else every[:0, None], pairs.reshape(-1, 2))
+LEAST, MOST = -0.9, 9.0  # bounds of s, the relative growth of a mass, in one step
+TRADE = 3.0  # bound of |change of l| in one step
+LOPSIDED = 100.0  # two atoms with |l| above this are not paired, long before exp(l / 2) overflows
 
 
 class Chart:
     """Coordinates about theta (K, p): step 0 is theta; `paired` says which problems may use those of a pair."""
 
-    def __init__(self, layout: Layout, theta: Tensor, paired: Tensor) -> None:
+    def __init__(self, layout: AtomLayout, theta: Tensor, paired: Tensor) -> None:
         self.layout, self.theta, self.paired = layout, theta, paired
         self.mass = torch.full(theta.shape, layout.size)  # whose log-weight a parameter grows with; size: none
         self.grows = torch.zeros_like(theta, dtype=torch.bool)

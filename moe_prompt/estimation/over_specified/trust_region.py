@@ -3,12 +3,13 @@ r"""Newton's method in a trust region, within a box, for a batch of least-square
     step = argmin { g's + 1/2 s'Hs : |D s| <= radius },     H = J'J + sum_i r_i d2 f_i,  D^2 = diag J'J
 
 Steps are taken in coordinates in which the valleys of an over-specified fit are straight
-(:mod:`moe_prompt.estimation.over_specified.split_coordinates`); a step that leaves a valley all the same, as the box
-bends those of families that are not identifiable, goes back to its floor before it is judged. A point where the
-gradient vanishes and H has a negative eigenvalue is left along that eigenvector. What a step would push out of the box
-is held on the boundary; where descent points inwards at the end it is released, and not held again before it has left.
-A problem is stuck where no step lowers its objective until the radius is nothing beside the tolerance;
-:mod:`moe_prompt.estimation.over_specified.kinks` asks why.
+(`over_specified.split_coordinates`). Some valleys stay bent, in families that are not identifiable. If a step leaves
+such a valley, it is corrected back to the valley's floor before its gain is judged.
+
+- Saddle: where the gradient vanishes and H has a negative eigenvalue, the next step follows the eigenvector.
+- Box: a parameter that a step would push out of the box is held on the boundary. If at the end descent points inwards,
+  the parameter is released, and not held again until it has left the boundary.
+- Stuck: no step lowers the objective, even with a radius far below the tolerance. `over_specified.kinks` finds out why.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ from torch import Tensor
 from moe_prompt.estimation.least_squares import ROUNDING, TINY
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified.hessian import second_order
-from moe_prompt.estimation.over_specified.split_coordinates import Chart, Layout
+from moe_prompt.estimation.over_specified.split_coordinates import Chart
+from moe_prompt.models.atoms import AtomLayout
 
-FLAT, BENT = 1e-12, 1e-9  # of the largest eigenvalue: what is flat in a step; what is bent down at a saddle
-NARROW, NIL = 1e-11, 1e-4  # a radius at which no step is left: an absolute one, and of the tolerance
-CANCELLED = 1e-12  # of the squared length of a pair's columns: below this, their difference is rounding
-SADDLE = 1e-2  # standard errors: a stationary point
-GOOD, STIFF = 0.75, 1e-4  # of the predicted gain; of the largest eigenvalue of J'J
+FLAT = 1e-12  # eigenvalues below this share of the largest are raised to it in a step
+BENT = 1e-9  # a saddle has an eigenvalue below minus this share of the largest
+NARROW = 1e-11  # a problem is stuck if its radius falls below this share of one plus the step's length, ...
+NIL = 1e-4  # ... or below this share of the tolerance
+CANCELLED = 1e-12  # a difference of columns counts as rounding if its square is below this share of their squares
+SADDLE = 1e-2  # standard errors: with an offset below this, a point counts as stationary
+GOOD = 0.75  # a step that gains at least this share of its prediction is good
+STIFF = 1e-4  # eigenvalues of J'J above this share of the largest are stiff: corrections act on these directions alone
 
 
 class TrustRegion:
     """Where every problem stands, and its quadratic model in coordinates in which J'J has unit diagonal."""
 
     def __init__(self, problem: Problem, theta: Tensor, box: float, tolerance: float) -> None:
-        self.problem, self.box, self.layout = problem, box, Layout.of(problem.model)
+        self.problem, self.box, self.layout = problem, box, AtomLayout.of(problem.model)
         self.tolerance = tolerance  # standard errors
         self.theta = theta.clamp(-box, box).clone()
         every = torch.arange(len(theta))

@@ -1,9 +1,11 @@
-r"""The objective of a top-1 gate near one theta, f being linear in it: a quadratic, and prices of changed sides.
+r"""A local model of the objective of a top-1 gate around one theta, with f linearised in theta.
 
-    1/2 h'Hh + g'h + sum_i price_i [observation i has changed sides at theta + h]
+    1/2 h'Hh + g'h + sum_i price_i [observation i has changed its side at theta + h]
 
-Sides are linear in theta, so that the least h on given sides is a least-distance problem (Lawson & Hanson 1974,
-chapter 23), and the least along a line is found exactly, piece by piece.
+The *side* of an observation is the prompt that it is assigned to, and its *price* is what a change of side adds to the
+objective. On given sides the constraints are linear in h, so that the minimising h solves a least-distance problem
+(Lawson & Hanson 1974, chapter 23). Along a line the model is quadratic between changes of side, and its minimum is
+found exactly, piece by piece.
 """
 
 from __future__ import annotations
@@ -17,16 +19,17 @@ from torch import Tensor
 
 from moe_prompt.estimation.top_one.sample import Sample, own_equations
 
-DECIDED = 20.0  # s^2
-MARGIN = 1e-10  # of a score: an observation on the boundary would be chosen by rounding
-NEAR = 300  # constraints that a step is first sought with
-REACH = 15.0  # s^2: how far up the quadratic a line is searched
+DECIDED = 20.0  # s^2: an observation whose change of side costs more keeps the prompt that fits it best
+MARGIN = 1e-10  # lead in score that an observation's own prompt must keep, since rounding decides on the boundary
+NEAR = 300  # a step is sought with this many of the most violated constraints at a time
+REACH = 15.0  # s^2: a line is searched until the quadratic has risen this far
 
 
 class Local:
-    """The objective about theta (L, a), f being linear in it: a quadratic, and what every change of sides costs.
+    """The local model around theta (L, a): the quadratic H, g, and the price of every observation's change of side.
 
-    Observations are kept on their sides: all of them (`held`), or the decided ones on the sides that fit them best.
+    With `held`, every observation keeps the side that the gate chooses at theta. Without, the decided ones are kept on
+    the side that fits them best.
     """
 
     def __init__(self, sample: Sample, theta: Tensor, held: bool, box: float) -> None:
@@ -45,7 +48,7 @@ class Local:
         self.rival, self.price = rival, 0.5 * (other - own)
 
     def step(self) -> tuple[Tensor | None, float]:
-        """The step (L, a) to the nearest theta that chooses as asked, and its length in standard errors."""
+        """The best step (L, a) on the required sides (None: there is none), and its length in standard errors."""
         constraints = _constraints(self.theta, self.rows[:, self.kept], self.side[self.kept], self.box)
         move = _least_distance(self.gram, self.gradient, *constraints)
         if move is None:
@@ -54,7 +57,7 @@ class Local:
         return move.unflatten(0, self.theta.shape), length
 
     def search(self, rng: np.random.Generator, lines: int) -> Tensor:
-        """The move (L, a) after exact searches along random lines, `lines` of them at a time until none gains."""
+        """The move (L, a) found by exact searches along random lines, `lines` at a time, until none gains."""
         root = torch.linalg.cholesky(self.gram).mH
         reach, u = (2 * REACH * self.variance) ** 0.5, torch.zeros_like(self.gradient)
         slope = torch.linalg.solve_triangular(root.mT, self.gradient[:, None], upper=False)[:, 0]
@@ -79,7 +82,7 @@ class Local:
 
 
 def _constraints(theta: Tensor, rows: Tensor, side: Tensor, box: float) -> tuple[Tensor, Tensor]:
-    """A, c with A move >= c: every prompt is ahead at its own observations, and parameters stay in the box."""
+    """A and c such that A move >= c keeps every prompt ahead at its own observations, and parameters in the box."""
     atoms, a = theta.shape
     eye = torch.eye(theta.numel(), dtype=theta.dtype)
     matrix, least = [eye, -eye], [-box - theta.flatten(), theta.flatten() - box]
@@ -94,7 +97,10 @@ def _constraints(theta: Tensor, rows: Tensor, side: Tensor, box: float) -> tuple
 
 
 def _least_distance(gram: Tensor, gradient: Tensor, matrix: Tensor, least: Tensor) -> Tensor | None:
-    """argmin h'Hh / 2 + g'h over A h >= c, None if there is no such h: with u = R h + R^-T g, the least |u|."""
+    """argmin h'Hh / 2 + g'h subject to A h >= c; None if no h satisfies the constraints.
+
+    With H = R'R this is the least |u| for u = R h + R^-T g.
+    """
     root = torch.linalg.cholesky(gram + 1e-13 * torch.diag(gram.diagonal())).mH
     centre = torch.linalg.solve_triangular(root.mT, gradient[:, None], upper=False)[:, 0]
     slack = lambda u: matrix @ torch.linalg.solve_triangular(root, (u - centre)[:, None], upper=True)[:, 0] - least  # noqa: E731
@@ -113,7 +119,7 @@ def _least_distance(gram: Tensor, gradient: Tensor, matrix: Tensor, least: Tenso
 
 
 def _nearest(rows: np.ndarray, least: np.ndarray) -> np.ndarray | None:
-    """The shortest u with rows u >= least, by non-negative least squares on its dual."""
+    """The shortest u with rows u >= least (None: there is none), by non-negative least squares on the dual."""
     length = np.linalg.norm(rows, axis=1)
     rows, least = rows / length[:, None], least / length
     scale = max(float(np.abs(least).max()), 1e-300)
@@ -129,7 +135,7 @@ def _nearest(rows: np.ndarray, least: np.ndarray) -> np.ndarray | None:
 
 
 def _ray(margin: Tensor, pace: Tensor, price: Tensor, slope: Tensor, reach: float) -> tuple[float, float, int]:
-    """min over lines and 0 < t < reach of slope t + t^2 / 2 + prices of the sides that change by t; t and the line."""
+    """The least slope t + t^2 / 2 + (prices of sides changed up to t) over lines, 0 < t < reach; t and line."""
     when = torch.where(pace != 0, -margin[:, None] / pace, torch.inf).mT
     cost = torch.where(margin >= 0, price, -price)
     when, order = torch.where((when > 0) & (when < reach), when, reach).sort(1)

@@ -1,4 +1,7 @@
-"""One sample under a gate that chooses one prompt: how every prompt fits it, and fits without the choice."""
+"""One sample under a top-1 gate: how well each prompt fits each observation, and fits with free sides.
+
+With *free sides* an observation is assigned to the prompt that fits it best, whatever the gate would choose.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,19 @@ from moe_prompt.models.regression import Prepared, RegressionModel
 
 
 class Sample:
-    """One sample under a top-1 gate, prompt by prompt: theta is (starts, L, a), a parameters an atom, b first."""
+    """One sample under a top-1 gate, prompt by prompt.
+
+    Parameters theta are (starts, L, a): each of L atoms has a parameters, its gating bias b first.
+    """
 
     def __init__(self, model: RegressionModel, x: Tensor, y: Tensor) -> None:
         require(
             isinstance(model.gate, TopKGate) and model.gate.k == 1 and model.num_atoms > 1,
-            "this estimator is for a top-K gate with K = 1 and two prompts or more: use LeastSquares for others.",
+            "this estimator needs a top-K gate with K = 1 and two prompts or more: use LeastSquares for other models.",
         )
         require(
             isinstance(model.expert, (ConstantPrompt, PrefixPrompt)) and model.gating_bias,
-            "this estimator needs scores linear in the parameters (VPT, prefixes) and gating biases.",
+            "this estimator needs scores linear in the parameters (VPT, prefixes) and gating biases: use such a model.",
         )
         self.model, self.y = model, y.mT[None, None]
         self.single = replace(model.with_atoms(1), gate=SoftmaxGate())
@@ -33,19 +39,20 @@ class Sample:
 
     @cached_property
     def places(self) -> Tensor:
-        """Where each atom's parameters stand in a parameter vector (L, a)."""
+        """Places (L, a) of each atom's parameters in a parameter vector."""
         b, blocks = self.model.unflatten(torch.arange(self.model.num_parameters).double())
         return torch.cat([b[:, None], *(block.flatten(1) for block in blocks.values())], 1).long()
 
     @cached_property
     def rows(self) -> Tensor:
-        """(a, n): an atom's score plus b is theta_j . rows."""
+        """Rows (a, n) with which the score plus bias of atom j at observation i is theta_j . rows[:, i]."""
         unit = torch.eye(self.places.shape[1], dtype=self.y.dtype)
         b, parameters = self.single.unflatten(unit)
         one = family(self.single.expert)(self.single.expert, self.single.value_map, 1, parameters)
         return one.evaluate(self._repeated(len(unit)).at).score[:, 0] + b
 
     def joined(self, theta: Tensor) -> Tensor:
+        """The parameter vector (p,) of atoms theta (L, a)."""
         out = theta.new_empty(self.model.num_parameters)
         out[self.places] = theta
         return out
@@ -54,23 +61,23 @@ class Sample:
         return self.prepared.part(torch.zeros(times, dtype=torch.int64), slice(None))
 
     def residual(self, theta: Tensor, slopes: Tensor | None = None) -> Tensor:
-        """f_j - y (starts, L, o, n) of every prompt at every observation; its derivatives are written to `slopes`."""
+        """Residuals f_j - y (starts, L, o, n) of each prompt at each observation; writes df_j/dtheta_j to `slopes`."""
         flat = theta.flatten(0, 1)
         f = self.single.at(flat)(self._repeated(len(flat)), None if slopes is None else self.single.blocks(slopes))
         return f.unflatten(0, theta.shape[:2]) - self.y
 
     def linear(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and d f_j / d theta_j (starts, L, a, o, n)."""
+        """Residuals (starts, L, o, n), and derivatives df_j / dtheta_j (starts, L, a, o, n)."""
         slopes = theta.new_empty(theta.shape[0] * theta.shape[1], theta.shape[2], *self.y.shape[2:])
         return self.residual(theta, slopes), slopes.unflatten(0, theta.shape[:2])
 
     def objective(self, theta: Tensor) -> Tensor:
-        """1/2 sum_i |y_i - f_{c(i)}(x_i)|^2 with the gate's own choice."""
+        """The objective 1/2 sum_i |y_i - f_{c(i)}(x_i)|^2, c(i) as the gate chooses."""
         squares = self.residual(theta[None])[0].square().sum(1)
         return 0.5 * squares.gather(0, (theta @ self.rows).argmax(0, keepdim=True)).sum()
 
     def sort(self, theta: Tensor, steps: int, box: float) -> tuple[Tensor, Tensor]:
-        """Every observation to the prompt that fits it best: (starts, L, a) and the sums of squares (starts,)."""
+        """Fits with free sides, by Levenberg-Marquardt: theta (starts, L, a), and sums of squares (starts,)."""
         residual, slopes = self.linear(theta)
         cost, damping = residual.square().sum(2).amin(1).sum(1), theta.new_full((len(theta),), 1e-2)
         for _ in range(steps):
@@ -94,7 +101,7 @@ class Sample:
 
 
 def own_equations(residual: Tensor, slopes: Tensor, side: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """J'J (starts, L, a, a) and J'r (starts, L, a) of every prompt over its own observations."""
+    """J'J (starts, L, a, a) and J'r (starts, L, a) of each prompt, over the observations on its side."""
     if side is None:
         side = residual.square().sum(2).argmin(1)
     own = torch.zeros_like(residual[:, :, 0]).scatter_(1, side[:, None], 1.0)[:, :, None]

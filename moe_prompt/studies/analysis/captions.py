@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import isfinite
+from statistics import median
 
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
 from moe_prompt.studies.base import Study
@@ -29,21 +30,18 @@ def counts(cells: Sequence[Cell]) -> str:
     """Fits, how they ended, and where slopes were fitted: the small line under a caption."""
     ends = [cell.ends for cell in cells]
     fits, failed, boundary = (sum(getattr(end, name) for end in ends) for name in ("fits", "failed", "at_boundary"))
+    missed = [end.missed for end in ends if end.missed is not None]
     low, high = cells[0].window
-    told = [
-        f"{fits:,} fits, {failed:,} without convergence, {boundary:,} on the boundary of the parameter box",
-        *(f"{known}" for known in [_missed(cells)] if known),
-    ]
-    return (
-        f"{'; '.join(told)}. Every fit that gave a number is counted. Slopes are fitted on n = {low:,} to {high:,}; "
-        "their standard errors are from a bootstrap over replicates."
+    told = [f"{failed:,} did not converge", f"{boundary:,} ended on the boundary of the parameter box"]
+    told += (
+        [f"in {sum(missed):,} the truth fits the data better than the estimate, and more may be local minima unseen"]
+        if missed
+        else []
     )
-
-
-def _missed(cells: Iterable[Cell]) -> str:
-    """Local minima that show: others may be at one, which the truth's own objective does not tell."""
-    known = [cell.ends.missed for cell in cells if cell.ends.missed is not None]
-    return f"in {sum(known):,} the truth fits the data better than the estimate" if known else ""
+    return (
+        f"{fits:,} fits: {', '.join(told)}. Every fit that gave a number is counted. Slopes are fitted on n = {low:,} "
+        f"to {high:,}; their standard errors are from a bootstrap over replicates."
+    )
 
 
 def _agreement(predicted: Sequence[CellSummary]) -> str:
@@ -52,19 +50,30 @@ def _agreement(predicted: Sequence[CellSummary]) -> str:
     if not sloped:
         return "There are too few sizes or replicates in the window for a slope." if predicted else ""
     off = [s for s in sloped if _errors_off(s) > 3]
-    total = len(sloped)
-    met = f"{'All' if not off else total - len(off)}{' of the' * bool(off)} {total}"
-    words = [f"{met} predicted slopes are met within three standard errors ({_range([s.stderr for s in sloped], 3)})"]
-    if total == 1:
-        verb = "misses" if off else "meets"
-        words = [f"The slope of {_number(sloped[0])} {verb} the predicted {sloped[0].quantity.slope:g}"]
-    elif 0 < len(off) <= NAMED:
-        words[0] += f"; {' and '.join(map(_named, off))} {'is' if len(off) == 1 else 'are'} not"
+    words = _met(sloped, off)
     ratios = [ratio for s in sloped if (ratio := s.over_prediction) is not None and isfinite(ratio)]
     if ratios:
-        measured = "the measured error is" if len(ratios) == 1 else "the measured errors are"
-        words.append(f"at n = {sloped[0].last.n:,} {measured} {_range(ratios, 2)} times the predicted")
-    return f"{', and '.join(words)}."
+        middle = f" (median {median(ratios):.2f})" if len(ratios) > 4 else ""
+        words += (
+            f"; at n = {sloped[0].last.n:,} the measured error{'s are' if len(ratios) > 1 else ' is'} "
+            f"{_range(ratios, 2)} times the predicted{middle}"
+        )
+    return f"{words}."
+
+
+def _met(sloped: Sequence[CellSummary], off: Sequence[CellSummary]) -> str:
+    """How many slopes lie where they should; those that do not by name, if they are few."""
+    if len(sloped) == 1:
+        (only,) = sloped
+        where = "more than three" if off else "within three"
+        return f"The slope of {_number(only)} is {where} standard errors from the predicted {only.quantity.slope:g}"
+    every = "Both" if len(sloped) == 2 else f"All {len(sloped)}"
+    met = f"{len(sloped) - len(off)} of the {len(sloped)}" if off else every
+    errors = _range([s.stderr for s in sloped], 3)
+    words = f"{met} slopes lie within three standard errors (of {errors}) of the predicted ones"
+    if 0 < len(off) <= NAMED:
+        words += f"; the exception{'s are' if len(off) > 1 else ' is'} {' and '.join(map(_named, off))}"
+    return words
 
 
 def _errors_off(summary: CellSummary) -> float:
@@ -78,8 +87,7 @@ def _number(summary: CellSummary) -> str:
 
 
 def _named(summary: CellSummary) -> str:
-    where = f"{summary.name} of {summary.cell.estimator} on {summary.cell.truth}"
-    return f"{where} ({_number(summary)}, predicted {summary.quantity.slope:g})"
+    return f"{summary.name} of {summary.cell.title} ({_number(summary)} for {summary.quantity.slope:g})"
 
 
 def _floors(stuck: Sequence[CellSummary]) -> str:
@@ -99,7 +107,7 @@ def _levels(others: Sequence[CellSummary]) -> str:
     falls = [fall for fall in falls if isfinite(fall)]
     if not falls:
         return ""
-    names = " and ".join(dict.fromkeys(s.name for s in others))
+    names = ", ".join(dict.fromkeys(s.name for s in others))
     first, last = others[0].by_size[0].n, others[0].last.n
     return (
         f"Where theory predicts no rate ({names}), the 90 % quantile at n = {last:,} is {_range(falls, 2)} times "

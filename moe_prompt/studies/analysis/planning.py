@@ -1,28 +1,14 @@
-r"""What a study will cost and how sharp its slopes will be, from rows that are there.
+"""What a study will cost and how sharp its slopes will be, from rows that are there.
 
 Cost. A fit of a cell at n takes the mean CPU time of its rows at n; where there are none, the study's own relative
 cost(truth, estimator, n) times the cell's rate, CPU seconds over relative cost in the rows that there are. The limits
 of the cells, computed once per run, are not counted.
-
-Sharpness. A slope is linear in the logarithms of the statistics S_k at the m sizes n_k of the window,
-
-    slope = sum_k w_k log S_k,   w_k = (l_k - lbar) / sum_i (l_i - lbar)^2,   l_k = log n_k,
-
-and S_k over R independent replicates has, to first order, Var log S_k = c_k^2 / R, so that
-
-    s.e.(slope) = sqrt( sum_k w_k^2 c_k^2 / R ).
-
-For means c = sd(e) / mean(e), the coefficient of variation of the errors; for medians Var log S = 1 / (4 R f^2), with f
-the density of log e at its median, which is normal of the same quartiles here: c = sqrt(pi / 2) (log q75 - log q25) /
-1.349. Sizes without replicates take the root mean square of the others. A 95 % interval is 3.92 standard errors wide,
-so the replicates that a width needs grow as its inverse square. Sizes between the others never save any, as they lie
-near the middle; sizes behind the last may, where their fits are not too dear.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,11 +17,10 @@ import pandas as pd
 
 from moe_prompt.errors import require
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
-from moe_prompt.studies.analysis.tables import aligned
+from moe_prompt.studies.analysis.sharpness import WIDTH, scatter, slope_stderr
+from moe_prompt.studies.analysis.tables import PLACE, explained
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.running import runner
-
-WIDTH = 3.92  # standard errors in a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -106,28 +91,6 @@ def _large_batches(rows: pd.DataFrame) -> pd.DataFrame:
     """
     size = rows.groupby(["n", "cpu_seconds"]).cpu_seconds.transform("size")
     return rows[2 * size >= size.groupby(rows.n).transform("max")]
-
-
-def scatter(errors: Mapping[int, np.ndarray], statistic: str) -> dict[int, float]:
-    """n -> c: sqrt(R) times the standard error of the log of the statistic over R replicates.
-
-    >>> scatter({7: np.array([1.0, 3.0])}, "mean") == {7: math.sqrt(2) / 2}
-    True
-    """
-    if statistic == "median":
-        positive = {n: e[e > 0] for n, e in errors.items()}
-        quartiles = {n: np.quantile(np.log(e), [0.25, 0.75]) for n, e in positive.items() if len(e) > 1}
-        return {n: math.sqrt(math.pi / 2) * float(high - low) / 1.349 for n, (low, high) in quartiles.items()}
-    return {n: float(e.std(ddof=1) / e.mean()) for n, e in errors.items() if len(e) > 1 and e.mean() > 0}
-
-
-def slope_stderr(sizes: Sequence[int], spread: Mapping[int, float], replicates: int) -> float:
-    """Standard error of a slope on these sizes; those without a spread take the root mean square of the others'."""
-    log_n = np.log(np.array(sizes, float))
-    weights = (log_n - log_n.mean()) / np.square(log_n - log_n.mean()).sum()
-    common = math.sqrt(np.mean(np.square(list(spread.values()))))
-    squares = np.square([spread.get(n, common) for n in sizes])
-    return float(np.sqrt((np.square(weights) * squares).sum() / replicates))
 
 
 # ------------------------------------------------------------------------------------------------ plan
@@ -242,28 +205,30 @@ def _ladders(study: Study) -> list[tuple[tuple[int, ...], tuple[int, int]]]:
 # ------------------------------------------------------------------------------------------------ words
 
 
+SLOPES = {
+    **PLACE,
+    "predicted": "the power of n that theory predicts; - where it predicts none",
+    "scatter": "standard error of the log of the statistic at one n, times the root of the replicates",
+    "s.e.": "standard error that the slope will have with the study's sizes and replicates",
+    "95 % width": "width of the 95 % interval of the slope",
+}
+
+
+def _slope_line(slope: SlopePlan) -> tuple[str, ...]:
+    predicted = "-" if slope.predicted_slope is None else f"{slope.predicted_slope:g}"
+    numbers = f"{slope.scatter:.2f}", f"{slope.stderr:.4f}", f"{slope.width:.4f}"
+    return (slope.truth, slope.estimator, slope.loss, predicted, *numbers)
+
+
 def plan_text(forecast: Plan, study: Study, source: str) -> str:
     """The plan in words and a table."""
-    head = ("truth", "estimator", "loss", "predicted", "scatter", "s.e. of the slope", "95 % width")
-    cells = [
-        (
-            s.truth,
-            s.estimator,
-            s.loss,
-            "-" if s.predicted_slope is None else f"{s.predicted_slope:g}",
-            f"{s.scatter:.2f}",
-            f"{s.stderr:.4f}",
-            f"{s.width:.4f}",
-        )
-        for s in forecast.slopes
-    ]
     lines = [
         f"{forecast.study}: {forecast.fits} fits, {forecast.left} of them to be computed",
         f"cost  {_hours(forecast.core_hours)} of one core beside the cells' limits, "
         f"{_hours(forecast.wall_hours)} with {forecast.jobs} workers",
         f"from  {source}",
         "",
-        aligned([head, *cells]),
+        explained(SLOPES, map(_slope_line, forecast.slopes)),
     ]
     return "\n".join([*lines, *_wanted(forecast.wanted, study)])
 

@@ -28,7 +28,7 @@ from scipy.stats import t as student
 from moe_prompt.errors import choose, require
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, Errors, all_summaries
 from moe_prompt.studies.analysis.rate_fit import RateFit
-from moe_prompt.studies.analysis.tables import aligned
+from moe_prompt.studies.analysis.tables import PLACE, explained
 from moe_prompt.studies.base import Study
 
 INTERPOLATED, EXTRAPOLATED = "between sizes", "extrapolated"
@@ -198,20 +198,22 @@ def _slopes(log_n: np.ndarray, logs: np.ndarray, window: tuple[int, int]) -> np.
 
 
 def needed_sizes_table(sizes: list[NeededSize]) -> str:
-    """The needed sizes as aligned text, with a sentence on how they were found."""
-    head = ("truth", "estimator", "loss", "of", "n", "95 % interval", "how", "predicted n")
-    rows = [head, *(_cells(size) for size in sizes)]
-    return f"{aligned(rows)}\n\n{_HOW_FOUND}"
+    """The needed sizes as text in columns, and what the columns mean."""
+    return explained(SIZES, map(_line, sizes))
 
 
-_HOW_FOUND = (
-    "Between sizes: straight lines on log axes through the falling curve nearest to the measured one. Extrapolated: "
-    "along the slope fitted on the study's window, where theory predicts one and no larger n was run. Intervals: "
-    "bootstrap over replicates."
-)
+SIZES = {
+    **PLACE,
+    "of": "the statistic over replicates that falls to the target",
+    "n": "the sample size at which it does",
+    "95 % interval": "of n, from a bootstrap over replicates",
+    "how": "between sizes: on straight lines, on log axes, along the falling curve nearest to the measured one; "
+    "extrapolated: along the fitted slope, beyond the largest n that was run",
+    "predicted n": "where theory's line reaches the target; - where theory gives no line",
+}
 
 
-def _cells(size: NeededSize) -> tuple[str, ...]:
+def _line(size: NeededSize) -> tuple[str, ...]:
     how = f"{size.how} of {size.floor:.3g}" if size.how == NEVER else size.how
     smallest, largest = size.measured
     missing = f"<= {smallest:,}" if size.how == BELOW else "-" if size.how == NEVER else f"> {largest:,}"

@@ -1,17 +1,33 @@
-"""What the rows of a study say, as text in columns."""
+"""What the rows of a study say, as text in columns; what every column means is said under the table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
 from moe_prompt.studies.analysis.rate_fit import RateFit
 
+PLACE = {
+    "truth": "where the data come from",
+    "estimator": "what is fitted to them",
+    "loss": "the error of a fit that is looked at",
+}
+COLUMNS = {
+    **PLACE,
+    "of": "the statistic over replicates that `slope` and `ratio` are of",
+    "slope": "fitted power of n on the study's window, and its standard error",
+    "predicted": "the power of n that theory predicts; - where it predicts none",
+    "median's slope": "the same as `slope`, of the median over replicates",
+    "ratio": "measured over predicted error at the largest n, where theory gives a constant",
+    "efficiency": "squared error of the parameters at the largest n over the Cramér-Rao bound, in the bound's metric",
+    "risk/floor": "excess risk at the largest n over the least that the fitted model can have on these data",
+    "failed": "fits that did not converge, of all fits",
+}
+
 
 def cells_table(cells: Iterable[Cell]) -> str:
     """A line for each quantity of each cell."""
-    head = ("truth", "estimator", "loss", "slope", "predicted", "median's slope", "over prediction", "n e'Ie/p")
-    return aligned([(*head, "over floor", "failed"), *map(_line, all_summaries(cells))])
+    return explained(COLUMNS, map(_line, all_summaries(cells)))
 
 
 def _line(summary: CellSummary) -> tuple[str, ...]:
@@ -20,6 +36,7 @@ def _line(summary: CellSummary) -> tuple[str, ...]:
         cell.truth,
         cell.estimator,
         summary.name,
+        summary.quantity.statistic,
         _fitted(summary.fit),
         "-" if predicted is None else f"{predicted:g}",
         _fitted(summary.median_fit),
@@ -30,14 +47,28 @@ def _line(summary: CellSummary) -> tuple[str, ...]:
     )
 
 
+def explained(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows under the names of their columns, and under them a line on the meaning of each column.
+
+    >>> print(explained({"n": "sample size", "D": "loss"}, [("10", "0.5")]))
+    n   D
+    10  0.5
+    <BLANKLINE>
+    n  sample size
+    D  loss
+    """
+    return f"{aligned([tuple(columns), *rows])}\n\n{aligned(list(columns.items()))}"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of words as text in columns.
 
     >>> aligned([("a", "bcd"), ("ef", "g")]).splitlines()
-    ['a   bcd', 'ef  g  ']
+    ['a   bcd', 'ef  g']
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _fitted(fit: RateFit | None) -> str:

@@ -19,7 +19,8 @@ from moe_prompt.estimation.starts import Random
 from moe_prompt.measures.losses import VoronoiLoss
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Dataset, Population
-from moe_prompt.theory.identifiability import cramer_rao, information, node_blocks
+from moe_prompt.theory.identifiability import cramer_rao
+from moe_prompt.theory.local_geometry import LocalGeometry
 
 SMALL = 1e-6  # size of the errors at which the loss is linear to rounding
 FEW, KEPT = 2000, 12  # the projection's search: random starts on FEW points, the best KEPT of them on all nodes
@@ -47,10 +48,11 @@ class CellLimits:
 
 def matched_limits(population: Population, nodes: int) -> CellLimits:
     """Limits where the family fitted is the truth's own, with as many atoms; no constants where f jumps in x."""
-    model, theta, noise = population.model, population.theta, population.noise
+    model, noise = population.model, population.noise
     if model.mixing.jumps:
         return CellLimits(model.num_parameters, noise)
-    matrix = information(model, theta, population.covariates.nodes(nodes))
+    geometry = LocalGeometry.of(population, nodes)
+    matrix = geometry.information
     bound = cramer_rao(matrix, noise, n=1)
     p = model.num_parameters
     return CellLimits(
@@ -62,7 +64,7 @@ def matched_limits(population: Population, nodes: int) -> CellLimits:
         p * noise**2,
         loss_constant(population, bound),
         float(bound.trace()),
-        _leverage(population, matrix, nodes),
+        _leverage(geometry),
     )
 
 
@@ -76,18 +78,15 @@ def loss_constant(population: Population, covariance: Tensor) -> float:
     return float(VoronoiLoss(model.symmetry)(model.measure(theta + step * errors), model.measure(theta)).mean()) / step
 
 
-def _leverage(population: Population, matrix: Tensor, nodes: int) -> float:
+def _leverage(geometry: LocalGeometry) -> float:
     """E|J I^{-1} J'|_F^2 / p: how unevenly the covariates carry the information.
 
     A sample's own information J'J scatters about n I, and the mean of its inverse exceeds I^{-1} / n by the factor
     1 + leverage / n to second order: rare, informative covariates make a bound that small samples do not reach.
     """
-    inverse, total = torch.linalg.pinv(matrix, hermitian=True), 0.0
-    for points, root in node_blocks(population.covariates.nodes(nodes)):
-        jacobian = population.model.jacobian(population.theta, points)
-        hat = jacobian @ inverse @ jacobian.mT
-        total += float((root[:, 0, 0].square() * hat.square().sum((1, 2))).sum())
-    return total / len(matrix)
+    inverse = torch.linalg.pinv(geometry.information, hermitian=True)
+    hat = geometry.jacobian @ inverse @ geometry.jacobian.mT
+    return float(geometry.nodes[1] @ hat.square().sum((1, 2))) / len(inverse)
 
 
 def projection_limits(

@@ -25,6 +25,7 @@ from moe_prompt.models.sampling import Population
 from moe_prompt.studies.base import DATA, STARTS, Quantity, Relation, Study
 from moe_prompt.studies.kinds import scoring
 from moe_prompt.studies.kinds.relations import regression_relation
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.split_law import SplitLaw, split_law
 
 SEARCH = 20_000  # observations whose fit costs as much as the search from random starts at the first rung
@@ -94,6 +95,9 @@ class OverSpecifiedStudy(Study):
     def content(self) -> Any:
         return (self.truths, self.extra, self.estimator, self.starts, self.seed, self.nodes)
 
+    def title(self, truth: str, estimator: str) -> str:
+        return truth
+
     def fitted(self, truth: str) -> RegressionModel:
         """The truth's family with `extra` atoms more."""
         own = self.truths[truth].model
@@ -122,8 +126,7 @@ class OverSpecifiedStudy(Study):
         s, p = population.noise, self.fitted(truth).num_parameters
         if truth not in self.smooth:
             return OverLimits(p, s)
-        nodes = population.covariates.nodes(self.nodes)
-        law: SplitLaw = split_law(population.model, population.theta, nodes, self.extra)
+        law: SplitLaw = split_law(LocalGeometry.of(population, self.nodes), self.extra)
         scaled = lambda constant: None if constant is None else s * constant  # noqa: E731
         return OverLimits(
             p,

@@ -30,13 +30,14 @@ MATCHED = (
 class RateStudy(Study):
     """Error against n for every truth and every estimator.
 
-    A cell is matched where the contender's model is the truth's: the same family, exact-specified. `nodes` is the
-    size of the quadrature for expectations under the covariates, `projection_starts` the number of starts from which
-    the best approximation of a truth by another family is sought.
+    Without `contenders` every truth is fitted by its own model. A cell is matched where the contender's model is the
+    truth's: the same family, exact-specified. `nodes` is the size of the quadrature for expectations under the
+    covariates, `projection_starts` the number of starts from which the best approximation of a truth by another family
+    is sought.
     """
 
     truths: Mapping[str, Population]
-    contenders: Mapping[str, RegressionModel]
+    contenders: Mapping[str, RegressionModel] = field(default_factory=dict)
     estimator: Estimator = field(default_factory=LeastSquares)
     starts: Initializer = field(default_factory=Random)
     nodes: int = 12**4
@@ -56,6 +57,8 @@ class RateStudy(Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.contenders:
+            object.__setattr__(self, "contenders", {name: truth.model for name, truth in self.truths.items()})
         for name, model in self.contenders.items():
             require(
                 name not in self.truths or self.matched(name, name),

@@ -31,7 +31,7 @@ from moe_prompt.studies.base import DATA, STARTS, Quantity
 from moe_prompt.studies.kinds import scoring
 from moe_prompt.studies.kinds.cell_limits import CellLimits, loss_constant
 from moe_prompt.studies.kinds.rates import RateStudy
-from moe_prompt.theory.identifiability import information
+from moe_prompt.theory.local_geometry import LocalGeometry
 
 KNOWN = "bound where the boundary is known"
 QUANTITIES = (
@@ -54,7 +54,7 @@ def known_boundary(population: Population, nodes: int) -> CellLimits:
     turns = jacrev(lambda t: boundary(model, t))(theta)
     _, values, right = torch.linalg.svd(turns)
     still = right[int((values > 1e-9 * values[0]).sum()) :].mT
-    matrix = still.mT @ information(model, theta, population.covariates.nodes(nodes)) @ still
+    matrix = still.mT @ LocalGeometry.of(population, nodes).information @ still
     covariance = noise**2 * still @ torch.linalg.inv(matrix) @ still.mT
     count = still.shape[1]
     return CellLimits(count, noise, risk_constant=count * noise**2, loss_constant=loss_constant(population, covariance))

@@ -1,23 +1,27 @@
-"""One prompt too many, and splits that show: the measure is still learned, split atoms at n^-1/4, all else at n^-1/2.
+"""One prompt too many, where splits are visible: split prompts are learned at n^-1/4, everything else at n^-1/2.
+
+With one prompt more than the truth, two fitted prompts share a true prompt. Their distance is called the *split*, and
+sigma_2 measures how strongly a split changes the function at second order.
 
 Claim: in families with sigma_2 > 0, least squares with L' = L + 1 prompts errs as n^{-1/2} in the Voronoi loss D, in
-masses and first moments and in the function, and as n^{-1/4} in the size of its splits, in VPT as in VAPT. Means are
-those of the law of the split, whose constants come from sigma_2's geometry and from no fit.
+masses and first moments and in the function, and as n^{-1/4} in the length of splits, for VPT as for VAPT. The mean
+errors are those of the law of the split (`theory.split_law`), whose constants are computed and not fitted.
 
 Command: moe-prompt study run over-specified      (--quick for a picture in a few minutes)
 Cost:    5000 fits, 52 CPU minutes
-Expect:  slope -0.50 of D, of masses and first moments and of the function, -0.25 of the split error, and means over
-         the law that approach 1; D and split of the reparameterised prefix only where n is large: its sigma_2 is 0.005
-         to 0.007, so that at n = 1000 the law's split is 0.3 and not small. Elsewhere sigma_2 is 0.009 to 4.1.
+Expect:  slope -0.50 of D, of masses and first moments and of the function, and -0.25 of the split error. The ratios of
+         mean errors to the law approach 1. The reparameterised prefix gets there only at large n: its sigma_2 is 0.005
+         to 0.007, and the split predicted at n = 1000 is 0.3, which is not small. In the other families sigma_2 is
+         0.009 to 4.1.
 
-Setting: five families with one prompt and with two in the setting of over_specified_settings.py; noise 0.02, that of
-vpt-vs-vapt. Every truth was drawn once and none was rejected. The box of the fits is [-3, 3]: with it masses are at
-least e^-3, which the law of the split needs, for an atom of vanishing mass may lie anywhere. How mass is shared within
-a split is seen by higher orders only, so that many fits end on the box. Starts are 8 standard normal vectors, which
-know nothing of the truth, and the splits of a fit with one prompt less
-(:mod:`moe_prompt.estimation.over_specified.split_starts`). Pilots of up to 24 replicates at n <= 1e4, with the seed of
-this study, settled the box. The starts were settled by a first run of the whole study from 48 normal vectors: where the
-truth has two prompts, a tenth of its fits ended in the second-best minimum.
+Setting: five families, each with a truth of one prompt and one of two, in the common setting of
+`over_specified_settings`; noise 0.02, that of vpt-vs-vapt. Every truth was drawn once and none was rejected. The box of
+the fits is [-3, 3]. It keeps masses above e^-3, as the law of the split requires: an atom of vanishing mass could lie
+anywhere. Only terms of higher order determine how two atoms of a split share their mass, so many fits end on the box.
+Starts are 8 standard normal vectors, which do not depend on the truth, and the splits of a fit with one prompt less
+(`estimation.over_specified.split_starts`). Pilots of up to 24 replicates at n <= 1e4, with the seed of this study,
+settled the box. A first run of the whole study, from 48 normal vectors, settled the starts: with two true prompts, a
+tenth of its fits ended in the second-best minimum.
 """
 
 from __future__ import annotations

@@ -1,23 +1,26 @@
-"""Softmax-gated Gaussian experts fitted with as many experts as there are, and with one and two too many.
+"""A softmax-gated mixture of two Gaussian experts, fitted with two, three and four experts.
 
 Claim: maximum likelihood learns the density at n^-1/2 (Hellinger distance) with two, three or four experts for two.
-With two it learns the parameters at n^-1/2 too, at the Cramer-Rao bound. With more, the Voronoi loss of arXiv
-2305.03288, for which n^-1/2 is proved, has two humps at every n up to 1e5: it falls where the surplus expert lies
-beside a true one and stays at its upper bound where it lies elsewhere; a median's slope says which hump had the most.
+With two it also learns the parameters at n^-1/2, at the Cramer-Rao bound. With more, arXiv 2305.03288 proves n^-1/2 for
+its Voronoi loss, but up to n = 1e5 the distribution of this loss has two humps: the loss falls if the surplus expert
+lies beside a true one, and stays at its upper bound if it lies elsewhere. The slope of a median depends on which hump
+has more fits.
 
 Command: moe-prompt study run softmax-gaussian      (--quick for a picture in a minute)
 Cost:    1560 fits, 9 CPU minutes: log in experiments/results/softmax-gaussian.json
-Expect:  slope -0.50 of the median Hellinger distance in every cell; of the median Voronoi loss -0.5 with two experts,
-         anything between -0.1 and -0.9 with three and four, its standard error 0.15 to 0.25.
+Expect:  slope -0.50 of the median Hellinger distance in every cell. Slope -0.5 of the median Voronoi loss with two
+         experts; with three and four, anything between -0.1 and -0.9 with a standard error of 0.15 to 0.25.
 
 Setting: arXiv 2305.03288 as printed and as in its public code: d = 1, gates (-8, 25) and (0, 0), experts (15, -20)
-and (-5, 20), standard deviations 0.3 and 0.4, X an even grid on [0, 1]. Coefficients are kept in [-40, 40] and
-standard deviations above 0.1: the likelihood is unbounded, and with an expert to spare the maximum is often a narrow
-expert of a few observations on the box, far from both true ones. Losses are taken over translations of the gate, so
-that no label matters; the loss is then at most the true mass, 1.0003. Starts are random and know neither truth nor n.
-A surplus expert makes many local maxima: 32 starts end in the best known one in half of the fits and 0.3 to 1
-log-likelihoods below it in the mean; all beat the truth. Box and starts were settled in pilots of 10 to 30
-replicates; sizes and window before.
+and (-5, 20), standard deviations 0.3 and 0.4, X an even grid on [0, 1].
+
+Coefficients are kept in [-40, 40] and standard deviations above 0.1, because the likelihood is unbounded. With a
+surplus expert the maximum is often a narrow expert of a few observations that ends on this box, far from both true
+experts. Losses are taken over translations of the gate, so that labels do not matter; the Voronoi loss is then at most
+the true mass, 1.0003. Starts are random and do not depend on the truth or on n. A surplus expert makes many local
+maxima. From 32 starts, half of the fits end in the best maximum known; on average a fit ends 0.3 to 1 log-likelihoods
+below it, and every fit is above the truth. Pilots of 10 to 30 replicates settled the box and the starts; sizes and
+window were fixed before.
 """
 
 from __future__ import annotations

@@ -1,19 +1,23 @@
-"""The data of softmax-gaussian fitted as the published simulation did: what start and stop rule make of a slope.
+"""The data of softmax-gaussian, fitted as in the published simulation: what starts and stopping rule do to a slope.
 
-Claim: with starts beside the truth and a stop when the likelihood changes by less than a millionth, the loss of a fit
-with an expert too many falls faster than any theory says, because at large n the fit stays where it started.
+Claim: the published fits start beside the truth and stop when the likelihood changes by less than a millionth. With an
+expert too many, their loss then falls faster than any theory says, because at large n a fit stays where it started.
 
 Command: moe-prompt study run softmax-gaussian-published      (--quick for a picture in a minute)
 Cost:    1040 fits, 3 CPU minutes: log in experiments/results/softmax-gaussian-published.json
-Expect:  with two experts as softmax-gaussian; with three, slope about -1.5 of the median Voronoi loss on [1e3, 1e5],
-         3 EM steps at n = 1e5 against 170 at n = 1e3, and the Hellinger distance of two experts.
+Expect:  with two experts, the results of softmax-gaussian. With three, a slope of about -1.5 of the median Voronoi loss
+         on [1e3, 1e5], 3 EM steps at n = 1e5 against 170 at n = 1e3, and the Hellinger distance of two experts.
 
-Setting: the public code of arXiv 2305.03288 and of the package it calls. Each start copies true experts, labels
-known, and adds noise of order n^-0.083 to coefficients of size 5 to 25 (0.005 to gates, 0.05 to experts; intercept
-and slope get the same number) and n^-0.25 to the variances, which are set to the true standard deviations. EM stops
-when |L_t - L_{t-1}| <= 1e-6 |L_{t-1}|, at the latest after 2000 iterations; one start with two experts, the best of
-five with three. All that is read from that code. Ours differ in the sizes (13 from 1e2 to 1e5 for both, one window),
-in losses over translations of the gate, and in leaving out four experts, whose EM takes seconds a fit.
+Setting: the public code of arXiv 2305.03288 and of the package that it calls, from which all of this is read:
+
+- A start copies true experts, with known labels, and adds noise. The noise is of order n^-0.083 on coefficients of size
+  5 to 25, with factor 0.005 for gates and 0.05 for experts; intercept and slope get the same number. It is of order
+  n^-0.25 on the variances, which the code sets to the true standard deviations.
+- EM stops when |L_t - L_{t-1}| <= 1e-6 |L_{t-1}|, at the latest after 2000 iterations.
+- Two experts are fitted from one start, three from five starts of which the best fit counts.
+
+We differ in three respects. Both cells have 13 sizes from 1e2 to 1e5 and one window. Losses are taken over translations
+of the gate. Four experts are left out, since their EM takes seconds a fit.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""VPT against VAPT, error against n: each is parametric in its own model, and stuck at a floor in the other's.
+"""VPT against VAPT, error against sample size: each learns its own truth at n^-1/2 and stops at a floor on the other's.
 
 Claim: least squares errs as n^{-1/2} for VPT on data from VPT and for VAPT on data from VAPT, both at the Cramer-Rao
-bound; on the other's data the error levels off at the distance of the families. A difference of what the two can
-express, not of rate (arXiv 2410.02200 and 2501.18936 prove the n^{-1/2} of each).
+bound. On data from the other model the error levels off at the distance of the two families. The two prompts differ in
+what they can express and not in their rate (arXiv 2410.02200 and 2501.18936 prove n^{-1/2} for each).
 
 Command: moe-prompt study run vpt-vs-vapt      (--quick for a picture in a minute)
 Cost:    5200 fits, 19 CPU minutes, 15 minutes on two busy cores: log in experiments/results/vpt-vs-vapt.json
-Expect:  slope -0.50 of the parameter loss and -1 of the excess risk in matched cells, efficiency 1;
-         excess risk 2.47 (VAPT on VPT data) and 0.398 (VPT on VAPT data) at n = 1e5 in the others.
+Expect:  on own data: slope -0.50 of the parameter loss and -1 of the excess risk, efficiency 1.
+         On the other's data: excess risk 2.47 (VAPT on VPT data) and 0.398 (VPT on VAPT data) at n = 1e5.
 
 Setting: X uniform on [-sqrt(3), sqrt(3)]^4 (unit variance), 3 frozen experts, 2 prompts, 2 outputs, standard normal
 B and C, prompt parameters uniform on [-2, 2] and gating biases on [-2/3, 2/3], tanh units of rank 2, all from seed 0.
-The box of the fits is [-3, 3]: compact, as the theory asks; VAPT's best approximation of VPT lies on its boundary
-(2.466; without the box 2.464, at a parameter of 5.1). Starts are standard normal and know nothing of the truth.
-Rank, noise and box were settled in pilot runs of up to 100 replicates at n <= 3162 (rank 3, noise 0.05 and boxes of 4
-and 20 were tried); sizes, window and replicates were fixed before.
+The theory asks for a compact set of parameters, and fits stay in the box [-3, 3]. VAPT's best approximation of VPT lies
+on the boundary of this box; its excess risk is 2.466, and without the box 2.464, at a parameter of 5.1. Starts are
+standard normal and do not depend on the truth. Pilot runs of up to 100 replicates at n <= 3162 settled rank, noise and
+box (rank 3, noise 0.05 and boxes of 4 and 20 were tried); sizes, window and replicates were fixed before.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from moe_prompt.models.sampling import Population
 from moe_prompt.studies.kinds.rates import RateStudy
 
 DIM, FROZEN, PROMPTS, RANK, OUTPUTS = 4, 3, 2, 2, 2
-NOISE, SPREAD, BOX = 0.02, 2.0, 3.0
+NOISE = 0.02
+SPREAD, BOX = 2.0, 3.0  # prompt parameters of truths lie in [-SPREAD, SPREAD], fits in [-BOX, BOX]
 FAMILIES = {"vpt": "VPT, B injective", "vapt": "VAPT, tanh"}
 SIZES = tuple(round(n) for n in np.geomspace(1e2, 1e5, 13))
 
 
 def generic_truth(model: RegressionModel, covariates: Covariates, rng: np.random.Generator, family: str) -> Population:
-    """Parameters uniform on [-SPREAD, SPREAD], gating biases on a third of it."""
+    """A truth with parameters uniform on [-SPREAD, SPREAD] and gating biases uniform on a third of it."""
     theta = torch.from_numpy(rng.uniform(-SPREAD, SPREAD, model.num_parameters))
     theta[model.slices["b"]] /= 3
     return Population(model, theta, covariates, NOISE, family)

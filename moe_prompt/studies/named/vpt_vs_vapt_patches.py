@@ -1,19 +1,20 @@
-"""VPT against VAPT on real pictures: the same four cells with tokens of handwritten digits through an attention head.
+"""VPT against VAPT on real pictures: the four cells of vpt-vs-vapt, with tokens of handwritten digits.
 
-Claim: as in vpt-vs-vapt; covariates that nobody designed change the constants and nothing else.
+Claim: as in vpt-vs-vapt. The covariates are pictures that nobody designed, read by an attention head; they change the
+constants and nothing else.
 
 Command: moe-prompt study run vpt-vs-vapt-patches      (--quick for a picture in a minute)
 Cost:    5200 fits, 23 CPU minutes, 12 minutes on two cores: log in experiments/results/vpt-vs-vapt-patches.json
-Expect:  slope -0.50 of the parameter loss and -1 of the excess risk in matched cells, efficiency 1; a floor in the
-         others. The window begins at 1e4: few crops carry much of the information on VAPT (leverage 750), so
-         that its risk is predicted to exceed the bound by the factor 1 + 750 / n.
+Expect:  on own data: slope -0.50 of the parameter loss and -1 of the excess risk, efficiency 1. On the other's data: a
+         floor. A few crops carry much of the information on VAPT (leverage 750), so that its risk is predicted to
+         exceed the bound by the factor 1 + 750 / n. The window therefore begins at 1e4.
 
-Setting: X is a random 4 x 4 crop of a random 8 x 8 digit of scikit-learn, cut in four 2 x 2 tokens (44,846 distinct
-crops, so expectations are finite sums). The frozen experts, B and C are those of row 0 of one attention head with
-standard normal W_Q, W_K (4 x 4) and W_V (4 x 2). 2 prompts; VAPT has tanh units of rank 1 on the 16 flattened pixels.
-Prompt parameters are uniform on [-2, 2], VAPT's W_1 on half of it, gating biases on a third; all from seed 1.
-The window was moved from 1e3 to 1e4 after a pilot at n = 1000 and 3162 had shown 1.6 and 1.25 times the bound, and the
-leverage, computed from the truth, had explained them.
+Setting: X is a random 4 x 4 crop of a random 8 x 8 digit of scikit-learn, cut in four 2 x 2 tokens. There are 44,846
+distinct crops, so that expectations are finite sums. The frozen experts, B and C are those of row 0 of one attention
+head with standard normal W_Q, W_K (4 x 4) and W_V (4 x 2). There are 2 prompts; VAPT has tanh units of rank 1 on the 16
+flattened pixels. Prompt parameters are uniform on [-2, 2], VAPT's W_1 on half of this interval and gating biases on a
+third of it; all from seed 1. The window was moved from 1e3 to 1e4 after a pilot: at n = 1000 and 3162 its errors were
+1.6 and 1.25 times the bound, and the leverage, computed from the truth, explained them.
 """
 
 from __future__ import annotations

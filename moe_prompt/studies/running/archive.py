@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from moe_prompt.errors import InputError, require
+from moe_prompt.errors import InputError, choose, require
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.running.database import Results, columns_of
 
@@ -36,30 +36,44 @@ def load_rows(study: Study, folder: Path, exported: bool = False) -> StudyRows:
     for find in (_from_export,) if exported else (_from_database, _from_export):
         found = find(study, folder)
         if found is not None:
-            rows = found.rows
-            kept = rows[rows.n.isin(study.sizes) & (rows.replicate < study.replicates)]
+            kept = of_study(study, found.rows)
             if len(kept):
-                return found._replace(rows=kept.reset_index(drop=True))
+                return found._replace(rows=kept)
     raise InputError(
         f"no rows of study {study.name} (seed {study.seed}) in {folder}: run it first with `moe-prompt study "
         "run`, or name the folder that has them with --out."
     )
 
 
+def of_study(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of this study's sizes and replicates."""
+    kept = rows[rows.n.isin(study.sizes) & (rows.replicate < study.replicates)]
+    return kept.reset_index(drop=True)
+
+
 def export(study: Study, folder: Path, format: str = "csv") -> list[Path]:
     """Write the rows of the database as CSV or Parquet and their provenance as JSON, beside the database."""
-    require(format in FORMATS, f"unknown format {format!r}: choose one of {', '.join(FORMATS)}.")
+    choose("format", format, dict.fromkeys(FORMATS))
     found = _from_database(study, folder)
     require(found is not None, f"no rows of study {study.name} in {database(folder, study.name)}: run it first.")
     assert found is not None
-    rows = found.rows.drop(columns="study")
+    return write_export(study, found.rows, found.notes, folder, format)
+
+
+def write_export(
+    study: Study, rows: pd.DataFrame, notes: Mapping[str, Any], folder: Path, format: str = "csv"
+) -> list[Path]:
+    """Write rows as CSV or Parquet and their provenance as JSON."""
+    choose("format", format, dict.fromkeys(FORMATS))
+    rows = rows.drop(columns="study")
     table, about = folder / f"{study.name}.{format}", folder / f"{study.name}.json"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         if format == "csv":
             rows.to_csv(table, index=False, float_format="%.8g", lineterminator="\n")
         else:
             rows.to_parquet(table, index=False)
-        about.write_text(json.dumps(_provenance(study, found), indent=1) + "\n")
+        about.write_text(json.dumps(_provenance(study, rows, notes), indent=1) + "\n")
     except ImportError:
         raise InputError(
             "Parquet needs pyarrow: pip install pyarrow (the extra `parquet`), or export as csv."
@@ -117,7 +131,7 @@ def _from_export(study: Study, folder: Path) -> StudyRows | None:
     return StudyRows(rows, provenance["notes"], table)
 
 
-def _provenance(study: Study, found: StudyRows) -> dict[str, Any]:
+def _provenance(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "study": study.name,
         "key": study.key,
@@ -126,7 +140,7 @@ def _provenance(study: Study, found: StudyRows) -> dict[str, Any]:
         "sizes": study.sizes,
         "replicates": study.replicates,
         "window": study.window,
-        "fits": len(found.rows),
-        "cpu_hours": round(float(found.rows.cpu_seconds.sum()) / 3600, 3),
-        "notes": found.notes,
+        "fits": len(rows),
+        "cpu_hours": round(float(rows.cpu_seconds.sum()) / 3600, 3),
+        "notes": notes,
     }

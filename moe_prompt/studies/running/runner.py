@@ -114,9 +114,12 @@ def _workers(dask: str | None) -> Iterator[None]:
 
 def fit_batch(study: Study, limits: Limits, batch: Batch) -> tuple[Batch, list[Row]]:
     """The rows of one batch, with their coordinates and the time that each took."""
+    threads, began = torch.get_num_threads(), time.process_time()
     torch.set_num_threads(1)
-    began = time.process_time()
-    rows = study.fit_batch(batch.truth, batch.estimator, batch.n, batch.replicates, limits)
+    try:
+        rows = study.fit_batch(batch.truth, batch.estimator, batch.n, batch.replicates, limits)
+    finally:
+        torch.set_num_threads(threads)
     common = {"study": study.key, "truth": batch.truth, "estimator": batch.estimator, "n": batch.n}
     common |= {"cpu_seconds": (time.process_time() - began) / len(batch.replicates)}
     return batch, [common | row | {"replicate": r} for row, r in zip(rows, batch.replicates, strict=True)]

@@ -11,19 +11,17 @@ What such a file draws from torch's own generator is drawn from the run's seed: 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Generator
 
-from moe_prompt.errors import InputError, require
+from moe_prompt.errors import require
+from moe_prompt.user_files import defined_in, told
 from moe_prompt.vision.methods.base import DeepExperts, Method
 from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.vit.config import ViTConfig
@@ -50,11 +48,11 @@ class FileMethod(Method):
         return self.method.optimizer
 
     def prompting(self, config: ViTConfig, generator: Generator | None = None) -> Prompting | None:
-        with _drawing_from(generator), _told(f"{self.file}.py", "cannot make its prompts"):
+        with _drawing_from(generator), told(f"{self.file}.py", "cannot make its prompts"):
             return self.method.prompting(config, generator)
 
     def adapt(self, backbone: VisionTransformer, generator: Generator | None = None) -> None:
-        with _drawing_from(generator), _told(f"{self.file}.py", "cannot adapt the backbone"):
+        with _drawing_from(generator), told(f"{self.file}.py", "cannot adapt the backbone"):
             self.method.adapt(backbone, generator)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,40 +66,11 @@ def method_from_file(path: str | Path) -> FileMethod:
         InputError: no such file, one named as a method here, one that does not run, or one that defines neither.
     """
     path = Path(path)
-    require(path.is_file(), f"no file {path}: name a Python file that defines `method` or `prompt(config)`.")
     require(path.stem not in {*METHODS, "vapt-paper"}, f"{path} has the name of a method here, {path.stem}: rename it.")
-    module = _run(path)
-    found, make = getattr(module, "method", None), getattr(module, "prompt", None)
-    if found is None and callable(make):
-        found = DeepExperts(make)
-    if not isinstance(found, Method):
-        raise InputError(
-            f"{path} needs to define `method`, a Method, or `prompt(config)`, which makes a prompt expert: got "
-            f"{type(found).__name__}."
-        )
-    return FileMethod(found, path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-
-
-def _run(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"moe_prompt_method_{path.stem}", path)
-    require(spec is not None and spec.loader is not None, f"{path} is no Python file: its name should end in .py.")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up while it runs
-    with _told(str(path), "does not run"):
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _told(name: str, what: str) -> Iterator[None]:
-    """Whatever goes wrong in the user's code, as a sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{name} {what}: {type(error).__name__}: {' '.join(str(error).split())}.") from error
+    wanted = "`method`, a Method, or `prompt(config)`, which makes a prompt expert"
+    name, found = defined_in(path, wanted, method=Method, prompt=Callable)
+    method = DeepExperts(found) if name == "prompt" else found
+    return FileMethod(method, path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
 
 @contextmanager

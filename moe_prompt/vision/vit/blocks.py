@@ -135,15 +135,16 @@ class Block(nn.Module):
     def forward(self, tokens: Tokens, prompts: BlockPrompts | None = None, first_row: bool = False) -> Tokens:
         """The block's tokens, or the first of them alone."""
         if prompts is not None:
-            prompts = prompts._replace(tokens=self._enter(*prompts.tokens, prompts.normalise))
+            prompts = self.enter(prompts)
         kept, normed = tokens[:, :1] if first_row else tokens, self.norm1(tokens)
         alone = first_row and (prompts is None or prompts.gate is None or prompts.gate.rowwise)
         attended = self.attn.first_row(normed, prompts) if alone else self.attn(normed, prompts)
         kept = kept + self.ls1(attended[:, :1] if first_row else attended)
         return kept + self.ls2(self.mlp(self.norm2(kept)))
 
-    def _enter(self, key: Tensor, value: Tensor, normalise: bool) -> PromptTokens:
+    def enter(self, prompts: BlockPrompts) -> BlockPrompts:
         """Prompts as the attention sees them: one copy where they are constant, normalised as tokens are."""
-        change = self.norm1 if normalise else nn.Identity()
+        key, value = prompts.tokens
+        change = self.norm1 if prompts.normalise else nn.Identity()
         entered = change(once(key))
-        return PromptTokens(entered, entered if value is key else change(once(value)))
+        return prompts._replace(tokens=PromptTokens(entered, entered if value is key else change(once(value))))

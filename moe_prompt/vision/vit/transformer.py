@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -32,7 +31,7 @@ from torch.nn import functional
 from moe_prompt.errors import require
 from moe_prompt.vision.vit.blocks import Block
 from moe_prompt.vision.vit.config import VIT_SIZES, ViTConfig
-from moe_prompt.vision.vit.prompting import Prompting
+from moe_prompt.vision.vit.prompting import BlockPrompts, Prompting
 
 __all__ = ["VIT_SIZES", "ViTConfig", "VisionTransformer", "resample_positions"]
 
@@ -128,16 +127,24 @@ class VisionTransformer(nn.Module):
         extra = self.config.extra
         return tokens[:, extra : extra + math.prod(self.config.grid)]
 
-    def _run(self, images: Images, prompting: Prompting | None, class_row: bool) -> Tokens:
+    def entering(
+        self, block: int, images: Images, prompting: Prompting | None = None
+    ) -> tuple[Tokens, BlockPrompts | None]:
+        """The tokens at the input of a block, carried ones last, and the block's prompts."""
         tokens = self.embed(images)
         carried = prompting.carried(len(images)) if prompting is not None else None
         if carried is not None:
             tokens = torch.cat([tokens, carried], dim=1)
+        for i in range(block):
+            tokens = self.blocks[i](tokens, self._prompts(i, tokens, prompting))
+        return tokens, self._prompts(block, tokens, prompting)
+
+    def _prompts(self, block: int, tokens: Tokens, prompting: Prompting | None) -> BlockPrompts | None:
+        return prompting.prompts(block, self._patches(tokens)) if prompting is not None else None
+
+    def _run(self, images: Images, prompting: Prompting | None, class_row: bool) -> Tokens:
         last = len(self.blocks) - 1
-        for i, block in enumerate(cast("list[Block]", list(self.blocks))):
-            prompts = prompting.prompts(i, self._patches(tokens)) if prompting is not None else None
-            tokens = block(tokens, prompts, class_row and i == last)
-        return tokens
+        return self.blocks[last](*self.entering(last, images, prompting), class_row)
 
 
 def resample_positions(

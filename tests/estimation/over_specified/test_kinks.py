@@ -1,6 +1,7 @@
 """Fits that end at a kink: the hull of gradients, and what a fit of relu units there is worth."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified import newton, trust_region
 from moe_prompt.estimation.over_specified.kinks import Kink, least_combination
 from moe_prompt.estimation.over_specified.newton import NewtonLeastSquares
-from moe_prompt.estimation.over_specified.split_coordinates import Layout
 from moe_prompt.estimation.over_specified.trust_region import TrustRegion
+from moe_prompt.models.atoms import AtomLayout
 from moe_prompt.studies import loading as studies
 
 TOLERANCE, N, REPLICATES = 0.02, 1000, 24
@@ -130,8 +131,9 @@ class Creased(Problem):
 def test_fits_leave_kinks_that_are_no_minima(monkeypatch):
     """Planted creases: from their valleys to the minimum of a convex function, which SciPy finds too."""
     count, size, tolerance = 200, 5, 1e-3
-    straight = Layout(size, torch.arange(0), torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 2, dtype=torch.int64))
-    monkeypatch.setattr(Layout, "of", lambda model: straight)
+    none = torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 2, dtype=torch.int64)
+    straight = AtomLayout(SimpleNamespace(num_parameters=size), torch.arange(0), *none)
+    monkeypatch.setattr(AtomLayout, "of", lambda model: straight)
     monkeypatch.setattr(
         trust_region, "second_order", lambda problem, theta, k: torch.zeros(len(k), size, size).double()
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from moe_prompt.attention.prompts import ConstantPrompt, FlatAdaptivePrompt, PrefixPrompt
-from moe_prompt.estimation.over_specified.split_coordinates import LEAST, MOST, TRADE, Chart, Layout
+from moe_prompt.estimation.over_specified.split_coordinates import LEAST, MOST, TRADE, Chart
+from moe_prompt.models.atoms import AtomLayout
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 
 ATOMS, DIM, PROBLEMS = 3, 5, 7
@@ -28,7 +29,7 @@ def chart_of(model: RegressionModel, paired: bool | torch.Tensor = True, box: fl
     theta = torch.from_numpy(np.random.default_rng(0).standard_normal((PROBLEMS, model.num_parameters)))
     theta = theta.clamp(-box, box)
     every = torch.full((PROBLEMS,), paired) if isinstance(paired, bool) else paired
-    return Chart(Layout.of(model), theta, every)
+    return Chart(AtomLayout.of(model), theta, every)
 
 
 def steps(model: RegressionModel, size: float = 0.3, seed: int = 1) -> torch.Tensor:
@@ -111,7 +112,7 @@ def test_an_atom_without_mass_is_no_half_of_a_pair():
     theta = torch.from_numpy(np.random.default_rng(0).standard_normal((2, model.num_parameters)))
     i, j = nearest(atoms_of(model, theta[0])[1])
     theta[0, i], theta[0, j] = 3000.0, -3000.0
-    chart = Chart(Layout.of(model), theta, torch.tensor([True, True]))
+    chart = Chart(AtomLayout.of(model), theta, torch.tensor([True, True]))
     assert chart.rows.tolist() == [1]
     assert bool(chart.moved(0.1 * theta / theta.abs()).isfinite().all())
 

@@ -1,5 +1,7 @@
 """The trust region on planted quadratics in a box: SciPy's minimum where they are convex, a minimum where they bend."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ from scipy.optimize import lsq_linear
 
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified import trust_region
-from moe_prompt.estimation.over_specified.split_coordinates import Layout
 from moe_prompt.estimation.over_specified.trust_region import TrustRegion
+from moe_prompt.models.atoms import AtomLayout
 
 PROBLEMS, SIZE, ROWS, SHIFT = 300, 6, 9, 1e3
 
@@ -47,8 +49,9 @@ def planted(bend: float, seed: int = 0) -> Quadratic:
 @pytest.fixture
 def solve(monkeypatch):
     """Where the trust region ends, from random points of the box [-1, 1]."""
-    straight = Layout(SIZE, torch.arange(0), torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 2, dtype=torch.int64))
-    monkeypatch.setattr(Layout, "of", lambda model: straight)
+    none = torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 2, dtype=torch.int64)
+    straight = AtomLayout(SimpleNamespace(num_parameters=SIZE), torch.arange(0), *none)
+    monkeypatch.setattr(AtomLayout, "of", lambda model: straight)
     monkeypatch.setattr(trust_region, "second_order", lambda problem, theta, k: problem.s[k])
 
     def run(problem: Quadratic, tolerance: float = 1e-9) -> TrustRegion:

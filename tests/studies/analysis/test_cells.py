@@ -54,7 +54,7 @@ def test_cells_know_their_kind_their_limits_and_their_rows():
     for cell in cells_of(study, ROWS, NOTES):
         assert cell.relation.exact == (cell.truth == cell.estimator) != cell.relation.misspecified
         assert cell.limits == NOTES[f"limits {cell.truth} {cell.estimator}"] and len(cell.rows) == 15
-        assert cell.title == f"{cell.estimator} fitted to data from {cell.truth}"
+        assert cell.title == f"{cell.estimator} fitted to {cell.truth} data"
     extras = [(c.relation.true_atoms, c.relation.fitted_atoms, c.relation.extra) for c in cells_of(over, OVER, {})]
     assert extras == [(1, 2, 1), (2, 3, 1), (1, 2, 1), (1, 2, 1)]
 

@@ -201,7 +201,9 @@ def test_json_and_table_say_the_same():
     words = (f"{told[0]['n']:,.0f}", f"{told[0]['low']:,.0f} to {told[0]['high']:,.0f}")
     assert all(f"  {word}  " in lines[1] for word in words)
     assert told[0]["measured"] == [23, 157] and "never at this floor of 0.23" in lines[3]
-    assert "<= 23" in needed_sizes_table([needed(9.0)]) and "> 157" in needed_sizes_table([needed(1e-9, planted_rows(study, slope=0.0))])
+    assert "<= 23" in needed_sizes_table([needed(9.0)]) and "> 157" in needed_sizes_table(
+        [needed(1e-9, planted_rows(study, slope=0.0))]
+    )
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])

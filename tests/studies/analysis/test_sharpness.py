@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from moe_prompt.studies.analysis.planning import scatter, slope_stderr
 from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.sharpness import scatter, slope_stderr
 
 SIZES = (101, 211, 499, 1009, 2003)
 

@@ -12,7 +12,7 @@ import torch
 from scipy import integrate, stats
 
 from moe_prompt.errors import InputError
-from moe_prompt.likelihood.cramer_rao import bound_at, information, power_law
+from moe_prompt.likelihood.cramer_rao import bound_at, fisher_information, power_law
 from moe_prompt.likelihood.expectation_maximization import ExpectationMaximization
 from moe_prompt.likelihood.losses import HellingerDistance, SoftmaxVoronoiLoss
 from moe_prompt.likelihood.models import ContaminatedMoE, FrozenDensity, GaussianMoE
@@ -172,7 +172,7 @@ def test_information_of_least_squares_is_known():
     """One expert: I = E (1, x)(1, x)' / sd^2 and 2; half a percent by 200,000 draws."""
     population = MixturePopulation(GaussianMoE(1, 2), torch.tensor([0.5, 1.0, -1.0, 0.3]).double(), Gaussian(2))
     expected = torch.diag(torch.tensor([math.exp(-0.6)] * 3 + [2.0], dtype=torch.float64))
-    assert (information(population) - expected).abs().max() < 0.02
+    assert (fisher_information(population) - expected).abs().max() < 0.02
 
 
 def test_bound_of_a_mean_is_known():

@@ -20,6 +20,7 @@ from moe_prompt.studies.analysis.cells import cells_of
 from moe_prompt.studies.base import DATA, STARTS
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import Results
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.split_law import split_law
 from tests.builders.small_over_specified import study
 from tests.studies.running.test_runner import assert_same_rows
@@ -157,7 +158,7 @@ def test_limits_are_the_law_at_the_noise_of_the_truth(stored):
         if truth == "prefix, L = 1":
             assert set(law.values()) == {None}
             continue
-        one = split_law(population.model, population.theta, population.covariates.nodes(study.nodes), 1)
+        one = split_law(LocalGeometry(population.model, population.theta, population.covariates.nodes(study.nodes)), 1)
         root = math.sqrt(0.05)
         assert law == pytest.approx(
             {

@@ -61,7 +61,9 @@ def test_latent_mixtures():
     assert mixture_relation(GaussianMoE(2, 1), GaussianMoE(1, 1)).misspecified
     assert mixture_relation(GaussianMoE(2, 1), GaussianMoE(2, 3)).misspecified
     contaminated = ContaminatedMoE(frozen_density)
-    assert mixture_relation(contaminated, contaminated).exact and mixture_relation(contaminated, contaminated).extra == 0
+    assert (
+        mixture_relation(contaminated, contaminated).exact and mixture_relation(contaminated, contaminated).extra == 0
+    )
     assert mixture_relation(GaussianMoE(2, 1), contaminated).misspecified
 
 

@@ -17,6 +17,7 @@ from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.loading import NAMES, load
 from moe_prompt.studies.named.vpt_vs_vapt import NOISE
+from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.sigma2 import sigma_2
 
 SMALL = Path(__file__).parents[2] / "builders" / "small_study.py"
@@ -163,7 +164,7 @@ def test_smooth_truths_are_those_with_a_positive_sigma_2(name):
             assert cell not in study.smooth
             continue
         nodes, atoms = population.covariates.nodes(343), range(population.model.num_atoms)
-        gone = {sigma_2(population.model, population.theta, nodes, j, starts=32).vanishes for j in atoms}
+        gone = {sigma_2(LocalGeometry(population.model, population.theta, nodes), j, starts=32).vanishes for j in atoms}
         assert gone == {cell not in study.smooth}, cell
 
 

@@ -72,8 +72,8 @@ WRONG = {
     "broken": ("1 / 0", "mine.py does not run: ZeroDivisionError: division by zero."),
     "unfinished": ("prompt = (", "mine.py does not run: SyntaxError"),
     "leaves": ("import sys; sys.exit(3)", "mine.py does not run: SystemExit"),
-    "empty": ("x = 1", "needs to define `method`, a Method, or `prompt.config.`.*got NoneType"),
-    "no method": ("method = 'vapt'", "needs to define `method`.*got str"),
+    "empty": ("x = 1", "needs to define `method`, a Method, or `prompt.config.`.*nothing named method or prompt"),
+    "no method": ("method = 'vapt'", "needs to define `method`.*its method is of type str"),
 }
 
 

@@ -1,0 +1,1 @@
+"""What the prompts of a vision transformer do on a picture, block by block."""
