@@ -65,8 +65,9 @@ def slope_words(summary: CellSummary) -> str:
 
 def _cell_lines(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     last = f"at n = {cells[0].summaries[0].last.n:,}"
-    head = ("data from", "fitted model", "slope of the parameter loss", "slope of the excess risk")
-    lines = [(*head, f"error over the Cramér-Rao bound {last}", f"excess risk over its floor {last}", "floor")]
+    head: tuple[str, ...] = ("data from", "fitted model", "slope of the parameter loss", "slope of the excess risk")
+    head = (*head, f"error over the Cramér-Rao bound {last}", f"excess risk over its floor {last}", "floor")
+    lines: list[tuple[str, ...]] = [head]
     for cell in cells:
         own = {summary.name: slope_words(summary) for summary in cell.summaries if cell.relation.exact}
         end = cell.summaries[0].last
