@@ -12,14 +12,14 @@ import typer
 
 from moe_prompt.cli import main
 from moe_prompt.vision.checkpoints.backbones import BACKBONES, GraphInWheel, HubModel, PublishedFile
-from moe_prompt.vision.commands.quick import METHODS as QUICK_METHODS
+from moe_prompt.vision.commands.quick import COMPARED as QUICK_METHODS
 from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.sets.fetch import SETS
 from moe_prompt.vision.methods.by_name import METHODS, method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.report.outcomes import sections
-from moe_prompt.vision.report.report import report
+from moe_prompt.vision.report.report import tuning_report
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.tuning.recipes import GRIDS, SEEDS
 from moe_prompt.vision.tuning.run_spec import protocol_of
@@ -188,8 +188,8 @@ def test_the_expert_trains_in_a_vit(tmp_path):
 
 
 def test_a_file_may_define_a_method(tmp_path):
-    (line,) = re.findall(r"`(method = VAPT\(.+?\))`", PAGE)
-    (tmp_path / "mine.py").write_text(f"from moe_prompt.vision.methods.prompts import VAPT\n\n{line}\n")
+    (line,) = re.findall(r"`(method = mp.vision.VAPT\(.+?\))`", PAGE)
+    (tmp_path / "mine.py").write_text(f"import moe_prompt as mp\n\n{line}\n")
     method = method_from_file(tmp_path / "mine.py").method
     assert (method.num_prompts, method.learned_scale) == (20, True)
 
@@ -310,7 +310,7 @@ ROWS = ROOT / "experiments" / "results" / "images.csv"
 
 
 def test_measured_tables_are_those_of_the_committed_rows():
-    assert pages.blocks(MEASURED)["report"].strip() == report(read_rows(ROWS)).markdown().strip()
+    assert pages.blocks(MEASURED)["report"].strip() == tuning_report(read_rows(ROWS)).markdown().strip()
 
 
 def test_what_was_run_is_what_the_rows_say():

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from moe_prompt.studies import loading as studies
-from tests.builders.pages import PAGES, ROOT, commands, is_named, parse
+from tests.builders.pages import PAGES, ROOT, commands, is_named, parse, section
+from tests.test_folders import ORDER, VISION
 
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 FILES = ("my_study.py", "scaled.py")  # a reader's own
@@ -71,12 +72,11 @@ def test_make_targets_exist():
     assert {"demo", "test"} <= set(re.findall(r"^    make (\w+)", text, flags=re.M)) <= targets
 
 
-def test_folders_are_told_in_their_own_words():
+def test_folders_are_told_in_their_own_words_and_order():
     """The first line of each folder's docstring, in the order in which the folders may import each other."""
-    for name, page in (("moe_prompt", "README.md"), ("moe_prompt/vision", "docs/images.md")):
-        text = (ROOT / page).read_text().replace("\\|", "|")
-        for folder in (path.parent for path in (ROOT / name).glob("*/__init__.py")):
-            told = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())).split("\n")[0]
-            assert re.search(rf"^(\| `{folder.name}` \||- `{folder.name}`:) {re.escape(told)}", text, flags=re.M), (
-                folder
-            )
+    for folder, page, order in (("moe_prompt", "README.md", ORDER), ("moe_prompt/vision", "docs/images.md", VISION)):
+        text = section((ROOT / page).read_text(), "How it is built").replace("\\|", "|")
+        told = re.findall(r"^(?:\| |- )`(\w+)`(?: \||:) (.+?)(?: \|)?$", text, flags=re.M)
+        there = [name for name in order if (ROOT / folder / name / "__init__.py").exists()]
+        docs = [ast.get_docstring(ast.parse((ROOT / folder / name / "__init__.py").read_text())) for name in there]
+        assert told == [(name, words.split("\n")[0]) for name, words in zip(there, docs, strict=True)]

@@ -88,18 +88,7 @@ def find_block(tensors: Mapping[str, Tensor], block: int = 0, source: str = "the
 
 def _attention(tensors: Mapping[str, Tensor], prefix: str, stem: str, source: str) -> AttentionWeights:
     """W_Q, W_K, W_V and W_O of the block whose names begin with `prefix`, transposed to (in, out)."""
-    if stem in _PACKED:
-        packed = checked(tensors, prefix + stem, source)
-        require(
-            packed.ndim == 2 and len(packed) % 3 == 0,
-            f"{prefix}{stem} in {source} needs shape (3 d, d): got {tuple(packed.shape)}.",
-        )
-        weights = list(packed.chunk(3))
-        biases = list(bias_of(tensors, prefix + stem, source).chunk(3))
-    else:
-        names = [prefix + part for part in (stem, *_SEPARATE[stem])]
-        weights = [checked(tensors, name, source) for name in names]
-        biases = [bias_of(tensors, name, source) for name in names]
+    weights, biases = (_packed_maps if stem in _PACKED else _separate_maps)(tensors, prefix, stem, source)
     output = _nearest(tensors, prefix, _OUTPUT)
     if output is None:
         raise InputError(f"{source} lacks the output map of {prefix}{stem}: add it under the name attn.proj.weight.")
@@ -113,6 +102,26 @@ def _attention(tensors: Mapping[str, Tensor], prefix: str, stem: str, source: st
         return AttentionWeights(*(weight.mT for weight in weights), *biases)
     except InputError as error:
         raise InputError(f"{source}, {prefix}{stem}: {error}") from error
+
+
+def _packed_maps(
+    tensors: Mapping[str, Tensor], prefix: str, stem: str, source: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The three maps and biases that a file stores as one tensor (3 d, d)."""
+    packed = checked(tensors, prefix + stem, source)
+    require(
+        packed.ndim == 2 and len(packed) % 3 == 0,
+        f"{prefix}{stem} in {source} needs shape (3 d, d): got {tuple(packed.shape)}.",
+    )
+    return list(packed.chunk(3)), list(bias_of(tensors, prefix + stem, source).chunk(3))
+
+
+def _separate_maps(
+    tensors: Mapping[str, Tensor], prefix: str, stem: str, source: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The three maps and biases that a file stores one by one."""
+    names = [prefix + part for part in (stem, *_SEPARATE[stem])]
+    return [checked(tensors, name, source) for name in names], [bias_of(tensors, name, source) for name in names]
 
 
 def _nearest(tensors: Mapping[str, Tensor], prefix: str, names: tuple[str, ...]) -> str | None:

@@ -112,14 +112,16 @@ class AttentionHeadMoE(nn.Module):
             f"got {tuple(w_q.shape)}, {tuple(w_k.shape)} and {tuple(w_v.shape)}.",
         )
         for name, weight, bias in (("q", w_q, b_q), ("k", w_k, b_k), ("v", w_v, b_v)):
-            bias = weight.new_zeros(weight.shape[1]) if bias is None else bias
-            require(
-                bias.shape == weight.shape[1:],
-                f"b_{name} needs the {weight.shape[1]} columns of w_{name}: got shape {tuple(bias.shape)}.",
-            )
-            self.register_buffer(f"w_{name}", weight)
-            self.register_buffer(f"b_{name}", bias)
+            self._register(name, weight, weight.new_zeros(weight.shape[1]) if bias is None else bias)
         self.prompt, self.gate, self.prompt_tokens = prompt, gate or SoftmaxGate(), prompt_tokens
+
+    def _register(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        require(
+            bias.shape == weight.shape[1:],
+            f"b_{name} needs the {weight.shape[1]} columns of w_{name}: got shape {tuple(bias.shape)}.",
+        )
+        self.register_buffer(f"w_{name}", weight)
+        self.register_buffer(f"b_{name}", bias)
 
     def forward(self, tokens: Float[Tensor, "*batch tokens dim"]) -> HeadOutput:
         """The mixture of every row, its gates and its experts."""

@@ -9,7 +9,7 @@ import moe_prompt.cli.pages
 import moe_prompt.cli.study  # noqa: F401 - commands register themselves
 from moe_prompt.cli.app import app, study_app
 from moe_prompt.errors import InputError
-from moe_prompt.vision.commands.app import app as classify_app
+from moe_prompt.vision.commands.app import classify_app
 
 app.add_typer(study_app, name="study")
 app.add_typer(classify_app, name="classify")

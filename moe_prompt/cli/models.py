@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from moe_prompt.basics.user_files import defined_in, told
 from moe_prompt.cli.app import app
 from moe_prompt.cli.output import Json, save_figure
 from moe_prompt.errors import require
-from moe_prompt.user_files import defined_in, told
 
 if TYPE_CHECKING:
     from moe_prompt.theory.report import FamilyReport

@@ -45,15 +45,15 @@ def study_run(
     replicates: Annotated[Optional[int], typer.Option(help="The first so many only; the rest can follow.")] = None,
 ) -> None:
     """Compute the rows of a study that are not there yet."""
-    from moe_prompt.cli.progress import Progress
+    from moe_prompt.basics.progress import ProgressBar
     from moe_prompt.studies.running import archive
     from moe_prompt.studies.running.result import run_study
 
     study, workers = _study(name, quick, seed), _workers(jobs)
     study = study if replicates is None else replace(study, replicates=min(replicates, study.replicates))
     try:
-        with Progress(study.name) as progress:
-            result = run_study(study, out, workers, dask, progress)
+        with ProgressBar(study.name) as progress:
+            result = run_study(study, out, workers, dask, progress.of_fits)
     except KeyboardInterrupt:  # here and not in `main`, as Typer makes a silent exit of it on the way
         print("moe-prompt: stopped; finished batches are in the database, run again to go on.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -74,7 +74,7 @@ def study_plan(
     json_: Json = False,
 ) -> None:
     """Before paying: what a study costs and how sharp its slopes will be, by its rows or a pilot of a minute."""
-    from moe_prompt.cli.progress import Progress
+    from moe_prompt.basics.progress import ProgressBar
     from moe_prompt.studies.analysis import planning
     from moe_prompt.studies.analysis.cells import cells_of
     from moe_prompt.studies.running import pilot
@@ -83,8 +83,8 @@ def study_plan(
     planning.check_width(width)
     basis = pilot.known_basis(study, out)
     if basis is None:
-        with Progress(f"{study.name}, pilot") as progress:
-            basis = pilot.pilot_basis(study, out, progress)
+        with ProgressBar(f"{study.name}, pilot") as progress:
+            basis = pilot.pilot_basis(study, out, progress.of_fits)
     forecast = planning.plan_study(study, cells_of(study, basis.rows, {}), basis.done, workers, width)
     told = {**forecast.to_dict(), "source": basis.source}
     print(json.dumps(told, indent=1) if json_ else planning.plan_text(forecast, study, basis.source))

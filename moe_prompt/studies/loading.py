@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 
+from moe_prompt.basics.user_files import defined_in
 from moe_prompt.errors import choose
 from moe_prompt.studies.base import Study
-from moe_prompt.user_files import defined_in
 
 NAMES = {
     "vpt-vs-vapt": "vpt_vs_vapt",

@@ -21,6 +21,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.attention.prompts import FlatAdaptivePrompt, PrefixPrompt
+from moe_prompt.basics.tables import aligned
 from moe_prompt.errors import require
 from moe_prompt.measures.alignment import Symmetry
 from moe_prompt.models.gating import TopKMixing
@@ -205,11 +206,7 @@ def as_prefix(model: RegressionModel, theta: Float64[Tensor, "p"], nodes: Nodes)
 def render(reports: Sequence[FamilyReport]) -> str:
     """The reports as a plain-text table, with a sentence on how to read it."""
     head = ("family", "p", "rank", "gauge", "cond", "sigma_2", "exact", "over-specified", "least visible split")
-    rows = [head, *(_cells(report) for report in reports)]
-    widths = [max(len(row[c]) for row in rows) for c in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join([*lines, "", _HOW_TO_READ])
+    return f"{aligned([head, *map(_cells, reports)])}\n\n{_HOW_TO_READ}"
 
 
 _HOW_TO_READ = """\

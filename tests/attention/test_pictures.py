@@ -35,40 +35,6 @@ def test_floating_point_keeps_its_scale(tmp_path):
     assert np.abs(read - 255 * ramp()[..., None]).max() <= 1
 
 
-def test_grey_and_one_bit(tmp_path):
-    grey = (255 * ramp()).astype(np.uint8)
-    assert (np.asarray(read_picture(save(tmp_path, Image.fromarray(grey)))) == grey[..., None]).all()
-    bits = Image.fromarray(grey > 127)
-    assert (np.asarray(read_picture(save(tmp_path, bits))) == 255 * (grey > 127)[..., None]).all()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_becomes_white(tmp_path, mode):
-    picture = Image.new("RGBA", (WIDTH, HEIGHT), (200, 200, 200, 255))
-    picture.putpixel((2, 3), (0, 0, 0, 0))
-    options = {}
-    if mode == "P":
-        picture = Image.new("P", (WIDTH, HEIGHT), 1)
-        picture.putpalette([0, 0, 0, 200, 200, 200])
-        picture.putpixel((2, 3), 0)
-        options["transparency"] = 0
-    read = read_picture(save(tmp_path, picture if mode == "P" else picture.convert(mode), **options))
-    assert read.mode == "RGB"
-    assert read.getpixel((2, 3)) == (255, 255, 255) and read.getpixel((3, 2)) == (200, 200, 200)
-
-
-def test_cmyk(tmp_path):
-    path = save(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "picture.jpg", quality=100)
-    red, green, blue = read_picture(path).getpixel((8, 8))
-    assert red > 245 and green < 10 and blue < 10
-
-
-def test_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    assert read_picture(save(tmp_path, Image.new("RGB", (WIDTH, HEIGHT)), exif=exif)).size == (HEIGHT, WIDTH)
-
-
 def truncated() -> bytes:
     stream = BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(stream, "PNG")

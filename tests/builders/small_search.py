@@ -9,7 +9,7 @@ from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import VTAB
 from moe_prompt.vision.data.writing import write_vtab_task
 from moe_prompt.vision.training.recipe import TrainingRecipe
-from moe_prompt.vision.tuning.problem import Problem
+from moe_prompt.vision.tuning.problem import TuningProblem
 from moe_prompt.vision.vit.transformer import VisionTransformer, ViTConfig
 
 HEIGHT, WIDTH, CLASSES = 16, 12, 3
@@ -40,8 +40,8 @@ def small_backbone(seed: int = 0) -> VisionTransformer:
     return VisionTransformer(config, torch.Generator().manual_seed(seed))
 
 
-def small_problem(folder: Path, **options) -> Problem:
-    return Problem(small_backbone(), "small", small_task(folder), VTAB((HEIGHT, WIDTH)), **options)
+def small_problem(folder: Path, **options) -> TuningProblem:
+    return TuningProblem(small_backbone(), "small", small_task(folder), VTAB((HEIGHT, WIDTH)), **options)
 
 
 def small_recipe(**changes) -> TrainingRecipe:

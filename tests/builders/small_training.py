@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.training.batches import Batch
+from moe_prompt.vision.training.batches import PictureBatch
 from moe_prompt.vision.training.train import TrainingRecipe, train
 
 CLASSES, COUNT, HEIGHT, WIDTH, DIM = 5, 53, 7, 11, 13
@@ -88,9 +88,9 @@ def learned(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def batch_of(dataset: Pictures, indices: list[int]) -> Batch:
+def batch_of(dataset: Pictures, indices: list[int]) -> PictureBatch:
     labels = torch.from_numpy(dataset.labels[indices])
-    return Batch(torch.stack([dataset[index][0] for index in indices]), labels, len(indices))
+    return PictureBatch(torch.stack([dataset[index][0] for index in indices]), labels, len(indices))
 
 
 def slow_step(folder: str, changes: dict) -> None:

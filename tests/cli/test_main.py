@@ -204,8 +204,8 @@ BAD = {
     "no picture": ([*VIEW, "none.png"], "none.png does not exist"),
     "corrupt picture": (on_text(*VIEW), "cannot be read as a picture"),
     "two heads": ([*VIEW, str(PHOTO), "--random-head", "--weights", "a"], "exclude each other"),
-    "no weights": ([*VIEW, str(PHOTO), "--weights", "none.safetensors"], "is not a file"),
-    "corrupt weights": (on_text(*VIEW, str(PHOTO), "--weights"), "not a readable safetensors file"),
+    "no weights": ([*VIEW, str(PHOTO), "--weights", "none.safetensors"], "does not exist"),
+    "corrupt weights": (on_text(*VIEW, str(PHOTO), "--weights"), "none of the checkpoints known here"),
     "unknown prompt": ([*VIEW, str(PHOTO), "--prompt", "vat"], "unknown prompt"),
     "unknown picture format": ([*VIEW, str(PHOTO), "--out", "a.xyz"], r"figures are written as \.png"),
 }
@@ -249,7 +249,7 @@ def test_a_damaged_database_is_a_sentence_and_stays_as_it_is(command, tmp_path, 
     before = path.read_bytes()
     code, shown, errors = command(*words, "--out", "a")
     assert code == 2 and shown == "" and errors.count("\n") == 1
-    assert "other columns" in errors if damage == "columns" else "not a usable results database" in errors
+    assert "other columns" in errors if damage == "columns" else "not a usable database" in errors
     assert path.read_bytes() == before
 
 

@@ -11,7 +11,8 @@ from scipy.stats import chi2, norm
 from torch.autograd.functional import hessian
 
 from moe_prompt.errors import InputError
-from moe_prompt.likelihood.expectation_maximization import Climb, ExpectationMaximization, _promising
+from moe_prompt.likelihood.climb import Climb
+from moe_prompt.likelihood.expectation_maximization import ExpectationMaximization, _promising
 from moe_prompt.likelihood.louis_information import Observations
 from moe_prompt.likelihood.m_steps import gate_maximum, scoring_step
 from moe_prompt.likelihood.models import ContaminatedMoE, FrozenDensity, GaussianMoE

@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from moe_prompt.estimation.least_squares import TINY
-from moe_prompt.estimation.over_specified.trust_region import FLAT, NIL, TrustRegion
+from moe_prompt.estimation.over_specified.trust_region import FLAT, NIL, Status, TrustRegion
 
 RADIUS = 10 * NIL  # gradients are sampled at this distance, as a share of the tolerance
 JUMP = 10.0  # a gradient that changes by less than this many radii has no kink
@@ -36,7 +36,7 @@ def leave_kinks(state: TrustRegion) -> bool:
     Writes the offset of every stuck problem to `state.kink`, infinity if there is no kink.
     """
     left = False
-    for k in (state.stuck & state.kink.isnan() & ~state.at_minimum()).nonzero()[:, 0].tolist():
+    for k in (state.at(Status.STUCK) & state.kink.isnan() & ~state.at_minimum()).nonzero()[:, 0].tolist():
         kink = Kink(state, k)
         state.kink[k] = kink.offset
         if state.tolerance < kink.offset < torch.inf:

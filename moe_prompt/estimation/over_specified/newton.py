@@ -21,7 +21,7 @@ from moe_prompt.estimation.base import Estimator, FitResult, best_of, distinct_b
 from moe_prompt.estimation.least_squares import LeastSquares, check
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified.kinks import leave_kinks
-from moe_prompt.estimation.over_specified.trust_region import TrustRegion
+from moe_prompt.estimation.over_specified.trust_region import Status, TrustRegion
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Dataset
 
@@ -75,8 +75,7 @@ class NewtonLeastSquares(Estimator):
         """Newton's method for every problem from its own theta (K, p); problems in `spare` (K,) are not fitted."""
         state = TrustRegion(problem, theta, self.first.box, tolerance)
         if spare is not None:
-            state.done |= spare
-            state.objective[spare] = torch.inf
+            state.give_up(spare)
         for step in range(max_steps + 1):
             state.judge()
             if bool(state.done.all()) and leave_kinks(state):
@@ -88,10 +87,10 @@ class NewtonLeastSquares(Estimator):
 
     def _result(self, state: TrustRegion) -> FitResult:
         smooth = state.at_minimum()
-        at_kink = state.stuck & ~smooth & (state.kink <= state.tolerance)
+        at_kink = state.at(Status.STUCK) & ~smooth & (state.kink <= state.tolerance)
         gradient = torch.where(state.free(), state.gram[:, :-1, -1], 0.0)
         boundary = (state.theta.abs() >= self.first.box).any(1)
-        ends = (smooth, at_kink, state.objective.isfinite(), state.broken, state.stuck)
+        ends = (smooth, at_kink, state.objective.isfinite(), state.at(Status.BROKEN), state.at(Status.STUCK))
         return FitResult(
             state.problem.model,
             state.theta,

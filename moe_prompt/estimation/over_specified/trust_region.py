@@ -14,6 +14,8 @@ such a valley, it is corrected back to the valley's floor before its gain is jud
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,17 @@ GOOD = 0.75  # a step that gains at least this share of its prediction is good
 STIFF = 1e-4  # eigenvalues of J'J above this share of the largest are stiff: corrections act on these directions alone
 
 
+class Status(IntEnum):
+    """Where a problem stands: the last four are not moved any more."""
+
+    MOVED = 0  # the quadratic model is not yet that of theta
+    JUDGED = 1
+    ENDED = 2  # at a minimum, or where no step can be told
+    STUCK = 3  # no step lowers the objective
+    BROKEN = 4  # the Hessian is not finite
+    GIVEN_UP = 5  # not finite at the start, or not worth going on with
+
+
 class TrustRegion:
     """Where every problem stands, and its quadratic model in coordinates in which J'J has unit diagonal."""
 
@@ -48,20 +61,35 @@ class TrustRegion:
         self.radius = torch.full_like(self.objective, torch.inf)
         self.offset = torch.full_like(self.objective, torch.inf)
         self.steps = torch.zeros(len(theta), dtype=torch.int64)
-        none = torch.zeros(len(theta), dtype=torch.bool)
-        self.done, self.stuck, self.broken, self.saddle, self.escaped = (none.clone() for _ in range(5))
+        self.escaped = torch.zeros(len(theta), dtype=torch.bool)  # left a saddle on the way
         self.held = torch.zeros_like(theta, dtype=torch.bool)  # on the boundary, and kept there although it could leave
         self.released = self.held.clone()  # let go since the last move
-        self.kink = torch.full_like(
-            self.objective, torch.nan
-        )  # of stuck problems, see moe_prompt.estimation.over_specified.kinks
-        self.done |= ~self.gram.isfinite().all((1, 2))
-        self.objective[self.done] = torch.inf
-        self.stale = ~self.done  # where the quadratic model is not that of theta
+        self.kink = torch.full_like(self.objective, torch.nan)  # the offset at a kink, of problems that are stuck
+        self.status = torch.full_like(self.steps, Status.MOVED)
+        self.give_up(~self.gram.isfinite().all((1, 2)))
         p = theta.shape[1]
         self.scale, self.slope, self.pulled = torch.ones_like(theta), torch.zeros_like(theta), torch.zeros_like(theta)
         self.hessian = torch.zeros_like(self.second)
         self.values, self.vectors = torch.ones_like(theta), torch.eye(p, dtype=theta.dtype).repeat(len(theta), 1, 1)
+
+    def at(self, status: Status) -> Tensor:
+        """The problems of this status."""
+        return self.status == status
+
+    @property
+    def done(self) -> Tensor:
+        """The problems that are not moved any more."""
+        return self.status >= Status.ENDED
+
+    @property
+    def saddle(self) -> Tensor:
+        """Where H has a negative eigenvalue."""
+        return self.values[:, 0] < -BENT * self.values.abs().amax(1)
+
+    def give_up(self, problems: Tensor) -> None:
+        """Problems (K,) that are not fitted: their objective is infinite."""
+        self.status[problems] = Status.GIVEN_UP
+        self.objective[problems] = torch.inf
 
     def exact(self) -> Tensor:
         """Where residuals are rounding."""
@@ -69,7 +97,9 @@ class TrustRegion:
 
     def at_minimum(self) -> Tensor:
         """Where the offset is within the tolerance and H bends upwards; a bend that no step confirms is none."""
-        return ((self.offset <= self.tolerance) & (~self.saddle | self.stuck) & ~self.stale) | self.exact()
+        judged = (self.status >= Status.JUDGED) & (self.status != Status.GIVEN_UP)
+        upwards = ~self.saddle | self.at(Status.STUCK)
+        return ((self.offset <= self.tolerance) & upwards & judged) | self.exact()
 
     def free(self) -> Tensor:
         """Parameters inside the box, or on its boundary with descent pointing inwards."""
@@ -87,13 +117,14 @@ class TrustRegion:
 
     def judge(self) -> None:
         """The quadratic model, the offset in standard errors, and whether this is a minimum."""
-        k = (self.stale & ~self.done).nonzero()[:, 0]
+        k = self.at(Status.MOVED).nonzero()[:, 0]
         if len(k):
             self._decompose(k)
-        near = ~self.done & ~self.stale & (self.offset <= self.tolerance) & ~self.saddle
+        near = self.at(Status.JUDGED) & (self.offset <= self.tolerance) & ~self.saddle
         k = (near & self.held.any(1)).nonzero()[:, 0]
         near[k] &= ~self._release(k)
-        self.done |= near | (~self.offset.isfinite() & ~self.stale) | self.exact()
+        unclear = self.at(Status.JUDGED) & ~self.offset.isfinite()
+        self.status[near | unclear | (self.exact() & ~self.done)] = Status.ENDED
 
     def _release(self, k: Tensor) -> Tensor:
         """Which of problems near their end let go of a held parameter: that of most gain, once wherever they stand.
@@ -110,7 +141,7 @@ class TrustRegion:
         let_go = torch.zeros_like(inwards).scatter(1, most, True) & inwards
         self.held[k] &= ~let_go
         self.released[k] |= let_go
-        self.stale[k] |= let_go.any(1)
+        self.status[k[let_go.any(1)]] = Status.MOVED
         return let_go.any(1)
 
     def _decompose(self, k: Tensor) -> None:
@@ -123,19 +154,18 @@ class TrustRegion:
         self.hessian[k] = hessian = chart.hessian(gram[:, :-1, :-1] + self.second[k], gradient)
         hessian = hessian * scale[:, :, None] * scale[:, None]
         hessian.diagonal(dim1=1, dim2=2).add_((~free).to(hessian))
-        self.broken[k] = bad = ~hessian.isfinite().all((1, 2))
+        bad = ~hessian.isfinite().all((1, 2))
         hessian[bad], pulled = torch.eye(p, dtype=hessian.dtype), torch.where(bad[:, None], torch.nan, pulled)
         self.values[k], self.vectors[k] = values, vectors = torch.linalg.eigh(hessian)
         self.slope[k] = slope = (vectors.mT @ (pulled * scale)[..., None])[..., 0]
         top = values.abs().amax(1, keepdim=True)
         decrement = (slope.square() / values.abs().clamp(min=FLAT * top)).sum(1)
         self.offset[k] = decrement.sqrt() / self.unit(k)
-        self.saddle[k] = values[:, 0] < -BENT * top[:, 0]
-        self.stale[k] = False
+        self.status[k] = torch.where(bad, int(Status.BROKEN), int(Status.JUDGED))
 
     def advance(self) -> None:
         """One step of the problems that are not done, kept where it lowers the objective."""
-        k, step, size, chart = self._inward(*self._step((~self.done & ~self.stale).nonzero()[:, 0]))
+        k, step, size, chart = self._inward(*self._step(self.at(Status.JUDGED).nonzero()[:, 0]))
         if not len(k):
             return
         whole = step.norm(dim=1).clamp(min=TINY)
@@ -157,8 +187,7 @@ class TrustRegion:
         self._move(kept, trial[accept], gram[accept])
         self.steps[k] += 1
         narrow = (NARROW * (1 + size)).maximum(NIL * self.tolerance * self.unit(k))
-        self.stuck[k] = ~accept & (self.radius[k] < narrow)
-        self.done |= self.stuck
+        self.status[k[~accept & (self.radius[k] < narrow)]] = Status.STUCK
 
     def _correct(self, k: Tensor, trial: Tensor, gram: Tensor, poor: Tensor) -> None:
         """Where a step left a bent valley, Gauss-Newton's step back to its floor, in the stiff directions alone."""
@@ -184,7 +213,7 @@ class TrustRegion:
         if bool(inside.all()):
             return k, step, size, chart
         self.held[k] |= outward
-        self.stale[k] |= ~inside
+        self.status[k[~inside]] = Status.MOVED
         return k[inside], step[inside], size[inside], self.chart(k[inside])
 
     def _move(self, k: Tensor, theta: Tensor, gram: Tensor) -> None:
@@ -192,12 +221,11 @@ class TrustRegion:
             self.theta[k], self.gram[k], self.objective[k] = theta, gram, 0.5 * gram[:, -1, -1]
             self.held[k] &= theta.abs() >= self.box
             self.released[k] = False
-            self.second[k], self.stale[k] = second_order(self.problem, theta, k), True
+            self.second[k], self.status[k] = second_order(self.problem, theta, k), int(Status.MOVED)
 
     def go_on(self, k: Tensor, theta: Tensor) -> None:
         """Problems that were stuck, from other points (kept, p)."""
         self._move(k, theta, self.problem.gram(theta, k))
-        self.stuck[k] = self.done[k] = False
         self.radius[k], self.kink[k] = torch.inf, torch.nan
         self.steps[k] += 1
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from moe_prompt.basics.tables import markdown
 from moe_prompt.errors import InputError
 from moe_prompt.studies.analysis.captions import counts
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
@@ -42,18 +43,6 @@ def study_block(cells: Sequence[Cell]) -> str:
         raise InputError("a table needs rows: got a study without any; run `moe-prompt study export NAME`.")
     foreign = any(cell.relation.misspecified for cell in cells)
     return f"{markdown(_cell_lines(cells) if foreign else _quantity_lines(cells))}\n\n{counts(cells)}"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of words as a Markdown table, the first row its head.
-
-    >>> print(markdown([("a", "b"), ("|x|", "2")]))
-    | a | b |
-    | --- | --- |
-    | \\|x\\| | 2 |
-    """
-    head, *body = ([word.replace("|", "\\|") for word in row] for row in rows)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
 
 
 def slope_words(summary: CellSummary) -> str:

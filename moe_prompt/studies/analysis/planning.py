@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moe_prompt.basics.tables import duration
 from moe_prompt.errors import require
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
 from moe_prompt.studies.analysis.sharpness import WIDTH, scatter, slope_stderr
@@ -224,8 +225,8 @@ def plan_text(forecast: Plan, study: Study, source: str) -> str:
     """The plan in words and a table."""
     lines = [
         f"{forecast.study}: {forecast.fits} fits, {forecast.left} of them to be computed",
-        f"cost  {_hours(forecast.core_hours)} of one core beside the cells' limits, "
-        f"{_hours(forecast.wall_hours)} with {forecast.jobs} workers",
+        f"cost  {duration(3600 * forecast.core_hours)} of one core beside the cells' limits, "
+        f"{duration(3600 * forecast.wall_hours)} with {forecast.jobs} workers",
         f"from  {source}",
         "",
         explained(SLOPES, map(_slope_line, forecast.slopes)),
@@ -239,11 +240,5 @@ def _wanted(designs: Sequence[Design], study: Study) -> list[str]:
     for found in designs:
         new = sorted(set(found.sizes) - set(study.sizes))
         sizes = f", with n = {', '.join(map(str, new))} added and in the window" if new else ""
-        lines.append(f"  {found.replicates} replicates{sizes}: {_hours(found.core_hours)} of one core in all")
+        lines.append(f"  {found.replicates} replicates{sizes}: {duration(3600 * found.core_hours)} of one core in all")
     return lines
-
-
-def _hours(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{3600 * hours:.0f} s"
-    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h"

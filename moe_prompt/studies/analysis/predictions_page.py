@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_prompt.basics.tables import markdown
 from moe_prompt.errors import InputError, require
-from moe_prompt.studies.analysis.blocks import fill_blocks, markdown, slope_words, study_block
+from moe_prompt.studies.analysis.blocks import fill_blocks, slope_words, study_block
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries, cells_of
 from moe_prompt.studies.base import Quantity, Study

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from moe_prompt.basics.tables import aligned
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
 from moe_prompt.studies.analysis.rate_fit import RateFit
 
@@ -58,17 +59,6 @@ def explained(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
     D  loss
     """
     return f"{aligned([tuple(columns), *rows])}\n\n{aligned(list(columns.items()))}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of words as text in columns.
-
-    >>> aligned([("a", "bcd"), ("ef", "g")]).splitlines()
-    ['a   bcd', 'ef  g']
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _fitted(fit: RateFit | None) -> str:

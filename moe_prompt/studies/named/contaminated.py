@@ -64,6 +64,13 @@ from moe_prompt.studies.kinds.likelihood_scoring import ContaminatedJudge
 DIM, TAU = 8, 1.0
 SIZES = tuple(round(n) for n in np.geomspace(1e3, 1e5, 20))
 HALF = dict.fromkeys(("beta_error", "tau_error", "eta_error", "nu_error"), -0.5)
+SLOPES = {
+    "laplace": HALF,
+    "opposite": HALF | {"eta_error": -0.515, "nu_error": -0.53},
+    "near": {"beta_error": -0.46, "exp_tau_error": -0.43, "eta_error": -0.5, "nu_error": -0.47},
+    "near, flat gate": {"beta_error": -0.41, "exp_tau_error": -0.305, "eta_error": -0.46, "nu_error": -0.465},
+}
+"""Slopes of the Cramer-Rao bound in every cell."""
 
 
 @dataclass(frozen=True)
@@ -102,20 +109,7 @@ def build() -> LikelihoodStudy:
                 estimator=ExpectationMaximization(box=5.0, least_sd=0.003, first_rung=5000),
             )
         },
-        judge=ContaminatedJudge(
-            {
-                "laplace": HALF,
-                "opposite": HALF | {"eta_error": -0.515, "nu_error": -0.53},
-                "near": {"beta_error": -0.46, "exp_tau_error": -0.43, "eta_error": -0.5, "nu_error": -0.47},
-                "near, flat gate": {
-                    "beta_error": -0.41,
-                    "exp_tau_error": -0.305,
-                    "eta_error": -0.46,
-                    "nu_error": -0.465,
-                },
-            },
-            medians=("near, flat gate",),
-        ),
+        judge=ContaminatedJudge(SLOPES, medians=("near, flat gate",)),
         sizes=SIZES,
         replicates=40,
         window=(1_000, 100_000),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from moe_prompt.errors import InputError, require
+from moe_prompt.studies.running.row_store import RowStore, connect, explained
 
 KEY = ("study", "truth", "estimator", "n", "replicate")
 PLACE = {
@@ -51,48 +51,27 @@ class Results:
     """
 
     def __init__(self, path: Path, judged: Mapping[str, str]) -> None:
-        self.path, self.columns = path, columns_of(judged)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection = sqlite3.connect(path, timeout=60)
-            columns = ", ".join(f'"{name}" {kind}' for name, kind in self.columns.items())
-            with self.connection as db:
-                db.execute(f"CREATE TABLE IF NOT EXISTS fits ({columns}, PRIMARY KEY ({', '.join(KEY)}))")
-                db.execute(
-                    "CREATE TABLE IF NOT EXISTS notes (study TEXT, name TEXT, value TEXT, PRIMARY KEY (study, name))"
-                )
-            self._check()
-        except (sqlite3.Error, OSError) as error:
-            raise InputError(_advice(path, error)) from None
-
-    def _check(self) -> None:
-        found = {row[1] for row in self.connection.execute("PRAGMA table_info(fits)")}
-        require(
-            found == set(self.columns),
-            f"{self.path} has other columns than this version writes: move the file away, or name another folder "
-            "with --out.",
-        )
-        verdict = self.connection.execute("PRAGMA quick_check").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict.splitlines()[-1])
+        self.path, self.store = path, RowStore("fits", columns_of(judged), KEY)
+        self.connection = connect(path)
+        with self._transaction() as db:
+            self.store.create(db, path)
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS notes (study TEXT, name TEXT, value TEXT, PRIMARY KEY (study, name))"
+            )
+            verdict = db.execute("PRAGMA quick_check").fetchone()[0]
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict.splitlines()[-1])
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Whole or not at all, and a sentence where the file is locked or broken."""
-        try:
-            with self.connection as db:
-                yield db
-        except (sqlite3.Error, pd.errors.DatabaseError) as error:  # pandas wraps what SQLite says
-            raise InputError(_advice(self.path, error.__cause__ or error)) from None
+        with explained(self.path), self.connection as db:
+            yield db
 
     def add(self, rows: Iterable[Row]) -> None:
         """Write the rows of one batch; a row that is there already stays as it is."""
-        rows = list(rows)
-        names, holes = (", ".join(form.format(name) for name in self.columns) for form in ('"{}"', ":{}"))
         with self._transaction() as db:
-            db.executemany(
-                f"INSERT INTO fits ({names}) VALUES ({holes}) ON CONFLICT ({', '.join(KEY)}) DO NOTHING", rows
-            )
+            self.store.insert(db, rows)
 
     def done(self, study: str) -> set[tuple[str, str, int, int]]:
         """Coordinates (truth, estimator, n, replicate) of the rows that a study has."""
@@ -104,7 +83,9 @@ class Results:
         """All rows of a study, in the order of their coordinates."""
         order = ", ".join(KEY)
         query = f"SELECT * FROM fits WHERE study = ? ORDER BY {order}"
-        numbers = [name for name, kind in self.columns.items() if kind == "REAL"]  # a column of NULLs is none to pandas
+        numbers = [
+            name for name, kind in self.store.columns.items() if kind == "REAL"
+        ]  # a column of NULLs is none to pandas
         with self._transaction() as db:
             return pd.read_sql_query(query, db, params=(study,)).astype(dict.fromkeys(numbers, float))
 
@@ -121,11 +102,3 @@ class Results:
 
     def close(self) -> None:
         self.connection.close()
-
-
-def _advice(path: Path, error: BaseException) -> str:
-    if "locked" in str(error):
-        return f"{path} is in use by another program ({error}): wait for that to end and run again."
-    if isinstance(error, OSError) or "unable to open" in str(error) or "readonly" in str(error):
-        return f"cannot write {path} ({error}): name a folder you may write to with --out."
-    return f"{path} is not a usable results database ({error}): move it away and run again; nothing in it was changed."

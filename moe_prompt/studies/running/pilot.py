@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from moe_prompt import provenance
+from moe_prompt.basics import provenance
 from moe_prompt.errors import InputError
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.running import archive, runner

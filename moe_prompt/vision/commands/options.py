@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from moe_prompt.vision.training.evaluation import Progress
+    from moe_prompt.vision.training.evaluation import TrainingProgress
 
 DEFAULT_BACKBONE = "dinov2-small-derived"
 RUNS = Path("runs")
@@ -38,10 +38,10 @@ Image = Annotated[
 ]
 Pooling = Annotated[str, typer.Option("--pooling", help="cls, or avg: the mean of the patch tokens.")]
 Epochs = Annotated[Optional[int], typer.Option("--epochs", help="Epochs; the recipe's by default, as a rule 100.")]
-Batch = Annotated[Optional[int], typer.Option("--batch", help="Pictures a step; the recipe's by default.")]
+BatchSize = Annotated[Optional[int], typer.Option("--batch", help="Pictures a step; the recipe's by default.")]
 Accumulate = Annotated[Optional[int], typer.Option("--accumulate", help="Pieces that a step is computed in.")]
 Precision = Annotated[str, typer.Option("--precision", help="float32, bf16 or fp16.")]
-Weights = Annotated[
+ClassWeights = Annotated[
     Optional[str],
     typer.Option("--class-weights", help="balanced: rare classes weigh more; by default all pictures weigh alike."),
 ]
@@ -52,10 +52,10 @@ Normalisation = Annotated[
 Share = Annotated[float, typer.Option("--share", help="Share of the training pictures, stratified by class.")]
 TestShare = Annotated[float, typer.Option("--test-share", help="Share of the test pictures, stratified by class.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-Out = Annotated[
+RunsFolder = Annotated[
     Path, typer.Option("--out", help="Folder of runs: rows, logs, tuned files. The same command goes on there.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def speaks() -> bool:
@@ -88,12 +88,12 @@ def _finite(thing: Any) -> Any:
     return None if isinstance(thing, float) and not math.isfinite(thing) else thing
 
 
-def watched(name: str) -> AbstractContextManager[Progress]:
+def watched(name: str) -> AbstractContextManager[TrainingProgress]:
     """The progress of trainings, with the time left, where somebody may be watching."""
-    from moe_prompt.vision.commands.progress import TrainingProgress
+    from moe_prompt.basics.progress import ProgressBar
     from moe_prompt.vision.training.evaluation import silent
 
-    return TrainingProgress(name) if speaks() else nullcontext(silent)
+    return ProgressBar(name) if speaks() else nullcontext(silent)
 
 
 @contextmanager

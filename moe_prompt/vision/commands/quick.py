@@ -26,32 +26,33 @@ from moe_prompt.vision.data.layouts.open_task import open_task
 from moe_prompt.vision.data.preprocessing import VTAB, Preprocessing
 from moe_prompt.vision.data.tasks import Task
 from moe_prompt.vision.data.writing import write_vtab_task
+from moe_prompt.vision.downloads.registries import Teller
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
-from moe_prompt.vision.report.report import Report, report
+from moe_prompt.vision.report.report import Report, tuning_report
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.training.train import train
-from moe_prompt.vision.tuning.problem import Problem
+from moe_prompt.vision.tuning.problem import TuningProblem
 from moe_prompt.vision.tuning.recipes import OURS, Grid
 from moe_prompt.vision.tuning.run_table import RunRow
 from moe_prompt.vision.tuning.searches import GridSearch
-from moe_prompt.vision.tuning.tune import Teller, go_through, tune, untold
+from moe_prompt.vision.tuning.tune import go_through, tune, untold
 from moe_prompt.vision.vit.config import ViTConfig
 from moe_prompt.vision.vit.transformer import VisionTransformer
 
 SIZE = 16  # pixels: the digits, twice as large
 CONFIG = ViTConfig(dim=48, depth=4, heads=4, patch=4, image=(SIZE, SIZE), mlp_dim=96)
 SOURCE, TARGET = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
-SPLITS: Mapping[str, Mapping[str, int]] = {
+DIGIT_SPLITS: Mapping[str, Mapping[str, int]] = {
     "digits-0-to-4": {"train800": 700, "test": 201},
     "digits-5-to-9": {"train800": 240, "val200": 120, "test": 536},
 }
 """Pictures of each split, named as the VTAB layout names them."""
 PRETRAINING = TrainingRecipe(base_lr=0.008, weight_decay=0.05, optimizer="adamw", epochs=30, warmup=3, seed=0)
 TUNING = TrainingRecipe(base_lr=0.0, epochs=30, warmup=3)
-SEARCH = GridSearch(Grid("quick", "sgd", (25.0, 5.0, 1.0), (0.001, 0.0001), OURS, "six trials for every method"))
-SEEDS = (42, 44, 82)
-METHODS = {
+QUICK_SEARCH = GridSearch(Grid("quick", "sgd", (25.0, 5.0, 1.0), (0.001, 0.0001), OURS, "six trials for every method"))
+QUICK_SEEDS = (42, 44, 82)
+COMPARED = {
     "linear": method_named("linear"),
     "vpt-deep": method_named("vpt-deep", num_prompts=4),
     "vapt": method_named("vapt", num_prompts=4, rank=4),
@@ -69,7 +70,7 @@ class Demonstration:
 
     def text(self) -> str:
         """The table, and what it is and is not."""
-        target = SPLITS["digits-5-to-9"]
+        target = DIGIT_SPLITS["digits-5-to-9"]
         return (
             f"{self.report.text()}\n"
             f"Real pictures, real training: a ViT of {CONFIG.depth} blocks was pre-trained here on the digits 0 to 4 "
@@ -103,16 +104,20 @@ def _one_thread() -> Iterator[None]:
 
 
 def _demonstrated(folder: Path, tell: Teller) -> Demonstration:
-    source, target = (_digits(folder, name, classes) for name, classes in zip(SPLITS, (SOURCE, TARGET), strict=True))
+    source, target = (
+        _digits(folder, name, classes) for name, classes in zip(DIGIT_SPLITS, (SOURCE, TARGET), strict=True)
+    )
     tell(f"{folder}: 1,797 handwritten digits written as two tasks.")
     backbone, accuracy = _pretrained(source, folder / "pretraining")
     tell(f"ViT pre-trained on the digits 0 to 4: {accuracy:.1f} % on those it had not seen.")
     name = f"ViT {CONFIG.dim} x {CONFIG.depth} pre-trained on digits 0 to 4"
-    problem = Problem(backbone, name, target, VTAB(SIZE))
-    tuned = partial(tune, problem, recipe=TUNING, search=SEARCH, seeds=SEEDS, tell=tell, explorer=go_through)
-    found = [tuned(method, folder=folder, label=label) for label, method in METHODS.items()]
+    problem = TuningProblem(backbone, name, target, VTAB(SIZE))
+    tuned = partial(
+        tune, problem, recipe=TUNING, search=QUICK_SEARCH, seeds=QUICK_SEEDS, tell=tell, explorer=go_through
+    )
+    found = [tuned(method, folder=folder, label=label) for label, method in COMPARED.items()]
     rows = tuple(row for each in found for row in (*each.trials, *each.finals))
-    return Demonstration(report(rows), rows, accuracy)
+    return Demonstration(tuning_report(rows), rows, accuracy)
 
 
 def _digits(folder: Path, name: str, classes: tuple[int, ...]) -> Task:
@@ -124,7 +129,7 @@ def _digits(folder: Path, name: str, classes: tuple[int, ...]) -> Task:
         order = _stratified(digits, classes)
         pixels = np.rint(pictures * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
         splits, start = {}, 0
-        for split, count in SPLITS[name].items():
+        for split, count in DIGIT_SPLITS[name].items():
             part = order[start : start + count]
             splits[split] = (pixels[part], [classes.index(digit) for digit in digits[part].tolist()])
             start += count

@@ -16,19 +16,19 @@ from moe_prompt.vision.commands import options as given
 from moe_prompt.vision.commands.options import DEFAULT_BACKBONE, RUNS, say, show, show_json, stoppable, watched
 
 if TYPE_CHECKING:
-    from moe_prompt.vision.commands.assembly import Setting
+    from moe_prompt.vision.commands.assembly import ProblemOptions
     from moe_prompt.vision.data.tasks import Task
-    from moe_prompt.vision.tuning.problem import Problem
+    from moe_prompt.vision.tuning.problem import TuningProblem
     from moe_prompt.vision.tuning.run_table import RunRow
     from moe_prompt.vision.tuning.tune import Tuned
 
-FAILED = 1
+EXIT_FAILED = 1
 """Exit code where trainings were carried out, and one of them has no result."""
 TUNED = ("linear", "vpt-deep", "vapt")
 
 
 @stoppable()
-def train(
+def train_command(
     data: given.Data = None,
     method: given.MethodName = "vapt",
     set_: given.Options = None,
@@ -49,10 +49,10 @@ def train(
     warmup: Annotated[
         Optional[int], typer.Option("--warmup", help="Epochs of warm-up; a tenth of all by default.")
     ] = None,
-    batch: given.Batch = None,
+    batch: given.BatchSize = None,
     accumulate: given.Accumulate = None,
     precision: given.Precision = "float32",
-    class_weights: given.Weights = None,
+    class_weights: given.ClassWeights = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights, order and dropout.")] = 42,
     workers: given.Workers = 0,
     normalisation: given.Normalisation = None,
@@ -62,11 +62,11 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard's events too, beside steps.csv and epochs.csv.")
     ] = False,
-    out: given.Out = RUNS,
+    out: given.RunsFolder = RUNS,
     quick: Annotated[
         bool, typer.Option("--quick", help="The whole path on real digits: two minutes, no download, no other option.")
     ] = False,
-    json_: given.Json = False,
+    json_: given.AsJson = False,
 ) -> None:
     """Train once on all training pictures and test after the last epoch; started again, it goes on.
 
@@ -78,10 +78,10 @@ def train(
     require(data is not None, "train needs --data, a folder of pictures; or --quick, which brings its own.")
     assert data is not None
     from moe_prompt.vision.commands import assembly
-    from moe_prompt.vision.tuning.runs import DATABASE, run
+    from moe_prompt.vision.tuning.runs import DATABASE, run_training
 
-    setting = assembly.Setting(backbone, image, pooling, normalisation, share, test_share, device)
-    task = assembly.open_task(data)
+    setting = assembly.ProblemOptions(backbone, image, pooling, normalisation, share, test_share, device)
+    task = assembly.open_training_task(data)
     name = assembly.published_name(task)
     chosen = assembly.chosen_method(name, method, set_ or [])
     changes = {
@@ -101,7 +101,7 @@ def train(
     problem = _opened(task, setting, out)
     spec = problem.final(chosen, recipe, Path(method).stem)
     with watched(f"{name}, {spec.label}") as progress:
-        row = run(spec, out, problem, progress, tensorboard=tensorboard)
+        row = run_training(spec, out, problem, progress, tensorboard=tensorboard)
     tuned = out / "runs" / spec.key / "tuned.safetensors"
     if json_:
         nested = {name: json.loads(getattr(row, name)) for name in ("method", "spec", "made_with")}
@@ -112,7 +112,7 @@ def train(
 
 
 @stoppable()
-def tune(
+def tune_command(
     data: given.Data = None,
     method: Annotated[
         Optional[list[str]],
@@ -138,16 +138,16 @@ def tune(
     image: given.Image = None,
     pooling: given.Pooling = "cls",
     epochs: given.Epochs = None,
-    batch: given.Batch = None,
+    batch: given.BatchSize = None,
     accumulate: given.Accumulate = None,
     precision: given.Precision = "float32",
-    class_weights: given.Weights = None,
+    class_weights: given.ClassWeights = None,
     workers: given.Workers = 0,
     normalisation: given.Normalisation = None,
     share: given.Share = 1.0,
     test_share: given.TestShare = 1.0,
     device: given.Device = "auto",
-    out: given.Out = RUNS,
+    out: given.RunsFolder = RUNS,
 ) -> None:
     """Search on validation pictures, then train the best with five seeds and test each once; print the report.
 
@@ -158,15 +158,15 @@ def tune(
     from moe_prompt.vision.commands import assembly
     from moe_prompt.vision.tuning.recipes import SEEDS
     from moe_prompt.vision.tuning.searches import search_named
-    from moe_prompt.vision.tuning.tune import tune as tuned
+    from moe_prompt.vision.tuning.tune import tune
 
     names = method or list(TUNED)
     labels = [Path(each).stem for each in names]
     require(1 <= seeds <= len(SEEDS), f"--seeds is how many of the {len(SEEDS)} seeds are run: got {seeds}.")
     require(len(names) == 1 or not set_, "--set belongs to one method: tune one at a time, or leave it out.")
     require(len(set(labels)) == len(labels), f"every --method needs another name: got {', '.join(names)}.")
-    setting = assembly.Setting(backbone, image, pooling, normalisation, share, test_share, device)
-    task = assembly.open_task(data)
+    setting = assembly.ProblemOptions(backbone, image, pooling, normalisation, share, test_share, device)
+    task = assembly.open_training_task(data)
     changes = {
         "epochs": epochs,
         "batch": batch,
@@ -186,13 +186,13 @@ def tune(
     for label, (chosen, recipe, plan) in zip(labels, planned, strict=True):
         try:
             with watched(f"{problem.task_name}, {label}") as progress:
-                found.append(tuned(problem, chosen, recipe, plan, out, label, SEEDS[:seeds], progress, say))
+                found.append(tune(problem, chosen, recipe, plan, out, label, SEEDS[:seeds], progress, say))
         except InputError as error:  # such as no trial with a result: the other methods may have some
             errors[str(error)] = error
     _tell(found, errors, out)
 
 
-def _opened(task: Task, setting: Setting, out: Path) -> Problem:
+def _opened(task: Task, setting: ProblemOptions, out: Path) -> TuningProblem:
     """A task with its backbone, and a word on both; a folder that cannot be written is told before the decoding."""
     from moe_prompt.vision.commands import assembly
     from moe_prompt.vision.data.tasks import REST_SPLIT
@@ -212,12 +212,12 @@ def _opened(task: Task, setting: Setting, out: Path) -> Problem:
 
 def _tell(found: list[Tuned], errors: dict[str, InputError], out: Path) -> None:
     """The report of the methods that have results; then, once each, why others have none."""
-    from moe_prompt.vision.report.report import report
+    from moe_prompt.vision.report.report import tuning_report
     from moe_prompt.vision.tuning.runs import DATABASE
 
     if found:
         rows = [row for each in found for row in (*each.trials, *each.finals)]
-        show(report(rows).text(), f"rows   {out / DATABASE}")
+        show(tuning_report(rows).text(), f"rows   {out / DATABASE}")
     for sentence in list(errors)[:-1]:
         say(f"moe-prompt: {sentence}")
     if errors:
@@ -229,7 +229,7 @@ def _demonstrate(words: Mapping[str, Any], out: Path) -> None:
     from moe_prompt.vision.commands.quick import demonstrate
     from moe_prompt.vision.tuning.runs import DATABASE
 
-    for name, parameter in signature(train).parameters.items():
+    for name, parameter in signature(train_command).parameters.items():
         require(
             name in ("quick", "out") or words[name] == parameter.default,
             f"--quick brings pictures and settings of its own: leave out --{name.strip('_').replace('_', '-')}.",
@@ -253,4 +253,4 @@ def _tell_failures(rows: list[RunRow]) -> None:
     if failed:
         which = "the training" if len(rows) == 1 else f"{len(failed)} of {len(rows)} trainings"
         say(f"moe-prompt: {which} failed, and the row says so: {failed[0].message}")
-        raise typer.Exit(FAILED)
+        raise typer.Exit(EXIT_FAILED)

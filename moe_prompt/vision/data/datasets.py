@@ -17,8 +17,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from moe_prompt.errors import require
-from moe_prompt.vision.data.preprocessing import Draw, Preprocessing, draw
-from moe_prompt.vision.data.tasks import Split
+from moe_prompt.vision.data.preprocessing import Draw, Preprocessing, draw_for
+from moe_prompt.vision.data.tasks import TaskSplit
 
 MOST_BYTES = 4 * 2**30
 """How much :func:`in_memory` keeps unless told otherwise: 4 GiB."""
@@ -32,7 +32,7 @@ class SplitDataset(torch.utils.data.Dataset[tuple[Tensor, int]], ABC):
     (one shared by all would change under a worker that still reads the epoch before).
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, training: bool, seed: int = 0) -> None:
+    def __init__(self, split: TaskSplit, preprocessing: Preprocessing, training: bool, seed: int = 0) -> None:
         self.split, self.preprocessing, self.training, self.seed = split, preprocessing, training, seed
         self.labels: Int64[Tensor, " pictures"] = torch.tensor(split.labels)
         self._epoch = 0
@@ -64,7 +64,7 @@ class SplitDataset(torch.utils.data.Dataset[tuple[Tensor, int]], ABC):
         return torch.stack([self[index][0] for index in places.tolist()]), self.labels[places]
 
     def _draw(self, index: int) -> Draw | None:
-        return None if self.deterministic else draw(self.seed, self._epoch, index % len(self))
+        return None if self.deterministic else draw_for(self.seed, self._epoch, index % len(self))
 
 
 @final

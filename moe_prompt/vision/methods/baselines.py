@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from moe_prompt.errors import require
 from moe_prompt.vision.methods.base import Method, check_positive
-from moe_prompt.vision.vit.blocks import Block, Mlp, PackedLinear, Tokens
+from moe_prompt.vision.vit.blocks import Mlp, PackedLinear, PictureTokens, TransformerBlock
 from moe_prompt.vision.vit.transformer import VisionTransformer
 
 _MAPS = {"q": 0, "k": 1, "v": 2}
@@ -98,7 +98,7 @@ class AdaptedMlp(nn.Module):
         for start in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(start)
 
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: PictureTokens) -> PictureTokens:
         inner = self.mlp(tokens)
         return inner + self.up(functional.gelu(self.down(inner)))
 
@@ -114,7 +114,7 @@ class Adapter(Method):
         check_positive("the width of the adapter", self.hidden)
 
     def adapt(self, backbone: VisionTransformer, generator: Generator | None = None) -> None:
-        for block in cast("list[Block]", list(backbone.blocks)):
+        for block in cast("list[TransformerBlock]", list(backbone.blocks)):
             block.mlp = cast(Mlp, AdaptedMlp(block.mlp, self.hidden, generator))
 
 
@@ -130,10 +130,10 @@ class LowRankPacked(PackedLinear):
         self.a = nn.Parameter(nn.init.normal_(start, std=dim**-0.5, generator=generator))
         self.b = nn.Parameter(torch.zeros(len(maps), dim, rank))
 
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: PictureTokens) -> PictureTokens:
         return self.part(tokens, 0, self.out_features)
 
-    def part(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+    def part(self, tokens: PictureTokens, start: int, stop: int) -> PictureTokens:
         update = functional.linear(tokens, self.a.flatten(0, 1)) @ self._up()[start:stop].mT
         return super().part(tokens, start, stop) + self.scale * update
 
@@ -166,5 +166,5 @@ class LoRA(Method):
         )
 
     def adapt(self, backbone: VisionTransformer, generator: Generator | None = None) -> None:
-        for block in cast("list[Block]", list(backbone.blocks)):
+        for block in cast("list[TransformerBlock]", list(backbone.blocks)):
             block.attn.qkv = LowRankPacked(block.attn.qkv, self.maps, self.rank, self.alpha, generator)

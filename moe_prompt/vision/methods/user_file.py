@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Generator
 
+from moe_prompt.basics.user_files import defined_in, told
 from moe_prompt.errors import require
-from moe_prompt.user_files import defined_in, told
 from moe_prompt.vision.methods.base import DeepExperts, Method
 from moe_prompt.vision.methods.by_name import METHODS
 from moe_prompt.vision.vit.config import ViTConfig

@@ -44,7 +44,7 @@ class TableSetting:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Outcome:
     """One method on one task: final runs with the chosen hyper-parameters, and the trials that chose them."""
 
     task: str
@@ -89,7 +89,7 @@ class Section:
     """All cells of one setting."""
 
     setting: TableSetting
-    cells: tuple[Cell, ...]
+    cells: tuple[Outcome, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class Section:
         order = {task: place for place, task in enumerate(GROUP_OF)}
         return tuple(sorted({cell.task for cell in self.cells}, key=lambda task: (order.get(task, len(order)), task)))
 
-    def cell(self, task: str, label: str) -> Cell | None:
+    def cell(self, task: str, label: str) -> Outcome | None:
         return next((cell for cell in self.cells if (cell.task, cell.label) == (task, label)), None)
 
     def tasks_of(self, label: str) -> tuple[str, ...]:
@@ -216,11 +216,11 @@ def sections(rows: Iterable[RunRow]) -> tuple[Section, ...]:
     return tuple(Section(setting, _cells(found)) for setting, found in sorted(by_setting.items()))
 
 
-def _cells(rows: Sequence[RunRow]) -> tuple[Cell, ...]:
+def _cells(rows: Sequence[RunRow]) -> tuple[Outcome, ...]:
     groups: dict[tuple[str, str], dict[str, list[RunRow]]] = {}
     for row in rows:
         groups.setdefault((row.task, row.label), {}).setdefault(_variant(row), []).append(row)
-    cells: list[Cell] = []
+    cells: list[Outcome] = []
     for (task, label), variants in groups.items():
         for variant, found in variants.items():
             name = label if len(variants) == 1 else f"{label} {_differing(variant, variants)}"
@@ -235,13 +235,13 @@ def _variant(row: RunRow) -> str:
     return json.dumps({**json.loads(row.method), **recipe, **spec.get("preprocessing", {})}, sort_keys=True)
 
 
-def _cells_of(task: str, label: str, rows: Sequence[RunRow]) -> list[Cell]:
+def _cells_of(task: str, label: str, rows: Sequence[RunRow]) -> list[Outcome]:
     """One cell for each set of test pictures, and without a search one for each pair of hyper-parameters."""
     trials = tuple(row for row in rows if row.purpose == SEARCH)
     finals = [row for row in rows if row.purpose == FINAL]
     told = [(Point(row.base_lr, row.weight_decay), row.accuracy) for row in trials if row.accuracy is not None]
     if not finals:
-        return [Cell(task, label, (), trials)]
+        return [Outcome(task, label, (), trials)]
     chosen = best_point((point, accuracy) for point, accuracy in told if accuracy is not None) if told else None
     kept: dict[tuple[int, Point | None], list[RunRow]] = {}
     for row in finals:
@@ -250,13 +250,13 @@ def _cells_of(task: str, label: str, rows: Sequence[RunRow]) -> list[Cell]:
             kept.setdefault((row.evaluation_images, None if trials else point), []).append(row)
     left_out = len(finals) - sum(map(len, kept.values()))
     if not kept:
-        return [Cell(task, label, (), trials, left_out)]
+        return [Outcome(task, label, (), trials, left_out)]
     tests, points = ({place[i] for place in kept} for i in (0, 1))
     cells = []
     for (pictures, given), found in kept.items():
         words = [label] + ([f"{pictures} test pictures"] if len(tests) > 1 else [])
         words += [f"lr {given.base_lr:g}, decay {given.weight_decay:g}"] if given and len(points) > 1 else []
-        cells.append(Cell(task, ", ".join(words), tuple(sorted(found, key=lambda r: r.seed)), trials, left_out))
+        cells.append(Outcome(task, ", ".join(words), tuple(sorted(found, key=lambda r: r.seed)), trials, left_out))
     return cells
 
 

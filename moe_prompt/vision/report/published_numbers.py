@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from moe_prompt.vision.data.benchmarks import GROUPS, VTAB_GROUPS
+from moe_prompt.vision.tuning.recipes import PUBLISHED
 
-PUBLISHED = "published"
 FIGURE = "read off a figure (+-0.3)"
 MEMORY = "from memory, unverified"
 STATUSES = (PUBLISHED, FIGURE, MEMORY)
@@ -26,7 +26,7 @@ MOCO = "ViT-B/16 MoCo v3"
 REPORTED_OF: Mapping[str, str] = {"mae-vit-b16": MAE, "moco-v3-vit-b16": MOCO}
 """Of which backbone the numbers beside ours are, by the name of ours; of ImageNet-21k's where it has none."""
 
-FLAT = "mean of 19"
+FLAT_MEAN = "mean of 19"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Reference:
     tasks_source: Source | None = None
 
     def quote(self, place: str) -> Quoted | None:
-        """The number for a task, a group or :data:`FLAT`, where there is one."""
+        """The number for a task, a group or :data:`FLAT_MEAN`, where there is one."""
         if place in self.tasks:
             return Quoted(self.tasks[place], self.tasks_source or self.source)
         return Quoted(self.means[place], self.source) if place in self.means else None
@@ -84,7 +84,7 @@ def mean_of_groups(accuracies: Mapping[str, float]) -> float | None:
 
 
 VPT = Source("arXiv 2203.12119", PUBLISHED)
-VAPT = Source("arXiv 2501.18936", PUBLISHED)
+VAPT_PAPER = Source("arXiv 2501.18936", PUBLISHED)
 VAPT_TASKS = Source("VAPT per task, adds up to the means of arXiv 2501.18936", MEMORY)
 BENCH = Source("github.com/synbol/Parameter-Efficient-Transfer-Learning-Benchmark (V-PETL Bench)", PUBLISHED)
 
@@ -101,11 +101,11 @@ def _tasks(natural: str, specialized: str, structured: str, fgvc: str = "") -> d
 
 def _means(fgvc: float, natural: float, specialized: float, structured: float, flat: float | None) -> dict[str, float]:
     means = {"FGVC": fgvc, "Natural": natural, "Specialized": specialized, "Structured": structured}
-    return means if flat is None else means | {FLAT: flat}
+    return means if flat is None else means | {FLAT_MEAN: flat}
 
 
 def _bench(method: str, flat: float, *rows: str) -> Reference:
-    return Reference(method, {FLAT: flat}, BENCH, tasks=_tasks(*rows), tasks_source=BENCH)
+    return Reference(method, {FLAT_MEAN: flat}, BENCH, tasks=_tasks(*rows), tasks_source=BENCH)
 
 
 REFERENCES: tuple[Reference, ...] = (
@@ -181,7 +181,7 @@ REFERENCES: tuple[Reference, ...] = (
     Reference(
         "vapt",
         _means(89.58, 81.43, 85.13, 59.34, 72.91),
-        VAPT,
+        VAPT_PAPER,
         tuned_percent=0.36,
         tasks=_tasks(
             "80.8 91.9 69.7 98.8 89.2 86.7 52.9",
@@ -191,17 +191,17 @@ REFERENCES: tuple[Reference, ...] = (
         ),
         tasks_source=VAPT_TASKS,
     ),
-    Reference("vpt-deep", {"Natural": 36.02, "Specialized": 60.61, "Structured": 26.57}, VAPT, MAE),
-    Reference("vapt", {"Natural": 59.23, "Specialized": 79.10, "Structured": 51.49}, VAPT, MAE),
-    Reference("vpt-deep", {"Natural": 70.27, "Specialized": 83.04, "Structured": 42.38}, VAPT, MOCO),
-    Reference("vapt", {"Natural": 79.54, "Specialized": 86.92, "Structured": 59.41}, VAPT, MOCO),
+    Reference("vpt-deep", {"Natural": 36.02, "Specialized": 60.61, "Structured": 26.57}, VAPT_PAPER, MAE),
+    Reference("vapt", {"Natural": 59.23, "Specialized": 79.10, "Structured": 51.49}, VAPT_PAPER, MAE),
+    Reference("vpt-deep", {"Natural": 70.27, "Specialized": 83.04, "Structured": 42.38}, VAPT_PAPER, MOCO),
+    Reference("vapt", {"Natural": 79.54, "Specialized": 86.92, "Structured": 59.41}, VAPT_PAPER, MOCO),
 )
 
 _VAPT_FIGURE = Source("arXiv 2501.18936", FIGURE)
 DOGS_BY_FRACTION: Mapping[float, Mapping[str, Quoted]] = {
     share: {"vpt-deep": Quoted(vpt, source), "vapt": Quoted(vapt, source)}
     for share, vpt, vapt, source in (
-        (0.01, 3.6, 60.1, VAPT),
+        (0.01, 3.6, 60.1, VAPT_PAPER),
         (0.1, 83.3, 88.1, _VAPT_FIGURE),
         (0.3, 87.9, 90.4, _VAPT_FIGURE),
         (0.5, 87.6, 91.0, _VAPT_FIGURE),
@@ -213,7 +213,7 @@ rate was not searched: a gap there says little of the methods."""
 
 
 def reference(method: str, place: str, backbone: str = IN21K) -> Quoted | None:
-    """What is reported for a method at a task, a group or :data:`FLAT`; None where nothing is."""
+    """What is reported for a method at a task, a group or :data:`FLAT_MEAN`; None where nothing is."""
     for record in REFERENCES:
         if record.method == method and record.backbone == backbone and (quoted := record.quote(place)):
             return quoted

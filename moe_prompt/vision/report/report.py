@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from moe_prompt.errors import choose, require
-from moe_prompt.vision.report.outcomes import Cell, Section, sections
+from moe_prompt.vision.report.outcomes import Outcome, Section, sections
 from moe_prompt.vision.report.tables import Quotes, accuracies, chosen, costs, places, span
 from moe_prompt.vision.tuning.run_table import RunRow
 
@@ -67,7 +67,7 @@ class Report:
         return [_HOW_COMPARED, *found] if found else []
 
 
-def report(rows: Iterable[RunRow], against: str | None = None) -> Report:
+def tuning_report(rows: Iterable[RunRow], against: str | None = None) -> Report:
     """The report of these rows.
 
     Raises:
@@ -145,7 +145,7 @@ def _long_rows(section: Section) -> Iterator[dict[str, object]]:
             yield common | {"kind": "mean", "place": place} | told | missing | beside
 
 
-def _cell_values(cell: Cell) -> dict[str, object]:
+def _cell_values(cell: Outcome) -> dict[str, object]:
     row, finals = (cell.finals or cell.trials)[0], cell.finals
     return {
         "method": cell.label,

@@ -7,9 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from moe_prompt.basics.tables import aligned, markdown
 from moe_prompt.vision.data.benchmarks import GROUPS, VTAB_GROUPS, VTAB_TASKS
-from moe_prompt.vision.report.outcomes import Average, Cell, Section, groups_of
-from moe_prompt.vision.report.published_numbers import DOGS_BY_FRACTION, FLAT, IN21K, REPORTED_OF, Quoted, reference
+from moe_prompt.vision.report.outcomes import Average, Outcome, Section, groups_of
+from moe_prompt.vision.report.published_numbers import (
+    DOGS_BY_FRACTION,
+    FLAT_MEAN,
+    IN21K,
+    REPORTED_OF,
+    Quoted,
+    reference,
+)
 
 NOTHING = "-"
 OF_GROUPS = "mean of 3 group means"
@@ -25,24 +33,18 @@ class Table:
 
     def text(self) -> str:
         """Columns under each other."""
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        lines = ["  ".join(word.ljust(w) for word, w in zip(row, widths, strict=True)).rstrip() for row in self._all()]
-        return "\n".join([self.title, *lines])
+        return f"{self.title}\n{aligned([self.header, *self.rows])}"
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown."""
-        header, *rows = ["| " + " | ".join(row) + " |" for row in self._all()]
-        return "\n".join([f"**{self.title}**", "", header, "|---" * len(self.header) + "|", *rows])
-
-    def _all(self) -> list[tuple[str, ...]]:
-        return [self.header, *self.rows]
+        return f"**{self.title}**\n\n{markdown([self.header, *self.rows])}"
 
 
 def places(section: Section) -> list[tuple[str, Sequence[str]]]:
     """Means of a report: groups that have a task, the flat mean of VTAB, and the tasks that every method has."""
     places: list[tuple[str, Sequence[str]]] = [(group, GROUPS[group]) for group in groups_of(section.tasks)]
     if set(section.tasks) & set(VTAB_TASKS):
-        places.append((FLAT, VTAB_TASKS))
+        places.append((FLAT_MEAN, VTAB_TASKS))
     common = section.common_tasks
     if len(common) > 1 and set(common) != set(VTAB_TASKS):
         places.append((f"mean of the {len(common)} tasks that all have", common))
@@ -141,7 +143,7 @@ def costs(section: Section) -> Table:
     )
 
 
-def _cost_words(cells: Sequence[Cell]) -> tuple[str, ...]:
+def _cost_words(cells: Sequence[Outcome]) -> tuple[str, ...]:
     finals = [row for cell in cells for row in cell.finals]
     rows = finals or [row for cell in cells for row in cell.trials]
     trials = [row for cell in cells for row in cell.trials]
@@ -172,7 +174,7 @@ def chosen(section: Section) -> Table:
     return Table("Chosen on validation pictures", header, tuple(rows))
 
 
-def _chosen_words(cell: Cell) -> tuple[str, ...]:
+def _chosen_words(cell: Outcome) -> tuple[str, ...]:
     row, trial = (cell.finals or cell.trials)[0], cell.chosen
     point = (f"{row.base_lr:g}", f"{row.weight_decay:g}") if cell.finals else (NOTHING, NOTHING)
     options = {name: value for name, value in json.loads(row.method).items() if name != "name"}
@@ -187,7 +189,7 @@ def _chosen_words(cell: Cell) -> tuple[str, ...]:
     )
 
 
-def _of_cell(cell: Cell | None) -> str:
+def _of_cell(cell: Outcome | None) -> str:
     if cell is None or cell.mean is None:
         return NOTHING
     spread = "" if cell.std is None else f" +- {cell.std:.2f}"

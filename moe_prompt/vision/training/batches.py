@@ -16,7 +16,7 @@ from moe_prompt.errors import InputError, require
 from moe_prompt.vision.data.preprocessing import normalise
 
 
-class Batch(NamedTuple):
+class PictureBatch(NamedTuple):
     """Pictures, uint8 or floating-point, and labels; `size` counts the whole batch over all processes."""
 
     images: Tensor
@@ -68,11 +68,11 @@ class BatchReader(Dataset):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: BatchKey) -> Batch | str:
+    def __getitem__(self, key: BatchKey) -> PictureBatch | str:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(key.epoch)
         try:
-            return Batch(*self._together(list(key.indices)), key.size)
+            return PictureBatch(*self._together(list(key.indices)), key.size)
         except InputError as error:
             return str(error)
 
@@ -106,7 +106,7 @@ class BatchSource:
                 generator=torch.Generator(),  # its own, for the global one is what dropout draws from
             )
 
-    def read(self, keys: Iterable[BatchKey]) -> Iterator[Batch]:
+    def read(self, keys: Iterable[BatchKey]) -> Iterator[PictureBatch]:
         """The batches of these keys in their order, whatever the number of workers.
 
         Raises:

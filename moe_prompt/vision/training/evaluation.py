@@ -14,7 +14,7 @@ from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.runtime.precision import autocast, device_of, parameter_dtype, widened
 from moe_prompt.vision.training.batches import BatchSource, evaluation_keys, size_of, to_input
 
-Progress = Callable[[str, int, int, str], None]
+TrainingProgress = Callable[[str, int, int, str], None]
 """Called with a phase ("train", "test", "features"), what is done of it, how much it is, and a few words on it."""
 
 
@@ -23,7 +23,7 @@ def silent(phase: str, done: int, total: int, note: str) -> None:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """Shares, not per cent. `class_mean` is the mean over the classes present of the share that is right in each."""
 
     accuracy: float
@@ -40,8 +40,8 @@ def evaluate(
     precision: str = "float32",
     workers: int = 0,
     ranks: Ranks | None = None,
-    progress: Progress = silent,
-) -> Evaluation:
+    progress: TrainingProgress = silent,
+) -> EvaluationResult:
     """Top-1 accuracy, its mean over classes and the mean cross-entropy; the same whatever the size of the batches.
 
     The model is in evaluation mode meanwhile. With several processes each takes its share of the batches and all get
@@ -95,13 +95,13 @@ class _Tally:
         self.sums = sums if self.sums is None else self.sums + sums
         self.seen += len(labels)
 
-    def summed(self, ranks: Ranks) -> Evaluation:
+    def summed(self, ranks: Ranks) -> EvaluationResult:
         length = max(ranks.gather(0 if self.sums is None else len(self.sums)))
         own = torch.zeros(length, dtype=torch.float64) if self.sums is None else self.sums.cpu()
         there, right, loss = ranks.sum(own).tensor_split([length // 2, length - 1])
         present = there > 0
         count = int(there.sum())
-        return Evaluation(
+        return EvaluationResult(
             accuracy=float(right.sum()) / count,
             class_mean=float((right[present] / there[present]).mean()),
             loss=float(loss) / count,

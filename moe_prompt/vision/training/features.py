@@ -14,7 +14,7 @@ from moe_prompt.errors import require
 from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.runtime.precision import autocast, device_of, parameter_dtype
 from moe_prompt.vision.training.batches import BatchSource, evaluation_keys, size_of, to_input
-from moe_prompt.vision.training.evaluation import Progress, silent
+from moe_prompt.vision.training.evaluation import TrainingProgress, silent
 
 
 class FeatureDataset(Dataset):
@@ -61,7 +61,7 @@ def fixed_features(
     precision: str = "float32",
     workers: int = 0,
     ranks: Ranks | None = None,
-    progress: Progress = silent,
+    progress: TrainingProgress = silent,
 ) -> FeatureDataset:
     """What the model's head sees of every picture, in the dataset's order, on the CPU.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from moe_prompt.vision.training.evaluation import Evaluation
+from moe_prompt.vision.training.evaluation import EvaluationResult
 from moe_prompt.vision.training.steps import StepOutcome
 
 
@@ -74,7 +74,7 @@ class Standing:
         """Means over the pictures of the epoch, each as it was before its step."""
         self.train_loss, self.train_accuracy = self.loss / self.seen, self.right / self.seen
 
-    def tested(self, found: Evaluation, choosing: bool) -> None:
+    def tested(self, found: EvaluationResult, choosing: bool) -> None:
         """The test set was looked at; `choosing` keeps the best epoch of all that were."""
         self.test = asdict(found)
         if choosing and (self.best_accuracy is None or found.accuracy > self.best_accuracy):

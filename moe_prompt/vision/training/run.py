@@ -18,8 +18,8 @@ from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.runtime.memory import PeakMemory
 from moe_prompt.vision.runtime.precision import device_of
 from moe_prompt.vision.runtime.randomness import random_state, set_random_state
-from moe_prompt.vision.training.batches import Batch, BatchSource, labels_of, size_of, training_keys
-from moe_prompt.vision.training.evaluation import Progress, evaluate, silent
+from moe_prompt.vision.training.batches import BatchSource, PictureBatch, labels_of, size_of, training_keys
+from moe_prompt.vision.training.evaluation import TrainingProgress, evaluate, silent
 from moe_prompt.vision.training.features import FeatureDataset, HeadAlone, can_be_fixed, fixed_features
 from moe_prompt.vision.training.logs import STEP_COLUMNS, RunLogs
 from moe_prompt.vision.training.recipe import TrainingRecipe
@@ -29,7 +29,7 @@ from moe_prompt.vision.training.steps import Stepper, class_weights
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How a training is to be run, as :func:`train` was told."""
 
     recipe: TrainingRecipe
@@ -49,7 +49,13 @@ class TrainingRun:
     """One call of :func:`train` in one process."""
 
     def __init__(
-        self, model: nn.Module, training: Dataset, test: Dataset | None, plan: Plan, ranks: Ranks, progress: Progress
+        self,
+        model: nn.Module,
+        training: Dataset,
+        test: Dataset | None,
+        plan: TrainingPlan,
+        ranks: Ranks,
+        progress: TrainingProgress,
     ) -> None:
         self.model, self.training, self.test, self.plan, self.ranks = model, training, test, plan, ranks
         self.recipe, self.device = plan.recipe, device_of(model)
@@ -102,7 +108,7 @@ class TrainingRun:
                     return failure
         return ""
 
-    def _step(self, batch: Batch) -> str:
+    def _step(self, batch: PictureBatch) -> str:
         now, plan = self.standing, self.plan
         number, rate = self._taken() + 1, self.recipe.rate(now.epoch, now.step, self.steps)
         due = time.monotonic() - self.saved_at >= plan.save_seconds

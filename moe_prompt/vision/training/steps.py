@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_prompt.errors import require
 from moe_prompt.vision.runtime.distributed import Ranks
 from moe_prompt.vision.runtime.precision import autocast, device_of, gradient_scaler, parameter_dtype, widened
-from moe_prompt.vision.training.batches import Batch, to_input
+from moe_prompt.vision.training.batches import PictureBatch, to_input
 from moe_prompt.vision.training.evaluation import check_labels
 from moe_prompt.vision.training.optimizers import make_optimizer
 from moe_prompt.vision.training.recipe import TrainingRecipe
@@ -65,7 +65,7 @@ class Stepper:
         self.optimizer = make_optimizer(learned, recipe.optimizer, recipe.weight_decay, recipe.momentum, recipe.decay)
         self.scaler = gradient_scaler(recipe.precision, self.device)
 
-    def __call__(self, batch: Batch, rate: float, ask: bool = False) -> StepOutcome:
+    def __call__(self, batch: PictureBatch, rate: float, ask: bool = False) -> StepOutcome:
         """One step at this learning rate. A loss that is not finite moves nothing.
 
         `ask` is passed on to all processes: the outcome says whether any of them asked.
@@ -95,7 +95,7 @@ class Stepper:
         self.scaler.scale(loss).backward()
         return torch.stack([loss.detach(), (logits.argmax(dim=-1) == labels).sum()]).double()
 
-    def _weights(self, batch: Batch) -> tuple[Float[Tensor, "count"], float]:
+    def _weights(self, batch: PictureBatch) -> tuple[Float[Tensor, "count"], float]:
         """The weight of each picture here, and the sum of the weights of the whole batch."""
         if self.weights is None:
             return torch.ones(len(batch.labels)), float(batch.size)

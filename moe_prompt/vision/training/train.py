@@ -12,11 +12,11 @@ from moe_prompt.vision.runtime.distributed import joined
 from moe_prompt.vision.runtime.precision import device_of, without_denormals
 from moe_prompt.vision.runtime.randomness import own_randomness
 from moe_prompt.vision.training.batches import size_of
-from moe_prompt.vision.training.evaluation import Progress, silent
+from moe_prompt.vision.training.evaluation import TrainingProgress, silent
 from moe_prompt.vision.training.features import FeatureDataset
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.training.result import TrainingResult
-from moe_prompt.vision.training.run import Plan, TrainingRun
+from moe_prompt.vision.training.run import TrainingPlan, TrainingRun
 
 __all__ = ["FeatureDataset", "TrainingRecipe", "TrainingResult", "train"]
 
@@ -28,7 +28,7 @@ def train(
     test: Dataset | None,
     recipe: TrainingRecipe,
     folder: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: TrainingProgress | None = None,
     *,
     test_every: int = 0,
     save_seconds: float = 60.0,
@@ -64,5 +64,5 @@ def train(
             f"{ranks.world} processes share batches of {recipe.batch}: start fewer processes or raise batch.",
         )
         place = None if folder is None else Path(folder)
-        plan = Plan(recipe, place, test_every, save_seconds, save_steps, tensorboard)
+        plan = TrainingPlan(recipe, place, test_every, save_seconds, save_steps, tensorboard)
         return TrainingRun(model, training, test, plan, ranks, progress or silent).result()

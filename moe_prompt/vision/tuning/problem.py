@@ -12,7 +12,7 @@ import torch
 from moe_prompt.vision.data.datasets import PictureDataset, SplitDataset, in_memory
 from moe_prompt.vision.data.preprocessing import Preprocessing
 from moe_prompt.vision.data.subsets import stratified_fraction
-from moe_prompt.vision.data.tasks import Split, Task
+from moe_prompt.vision.data.tasks import Task, TaskSplit
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.runtime.metering import flops
@@ -25,7 +25,7 @@ KEPT_IN_MEMORY = 2**30  # bytes of decoded pictures of one split
 SUBSET_SEED = 0  # which pictures a share of a split is: the same ones for every method and every seed
 
 
-class Problem:
+class TuningProblem:
     """A task and a backbone, opened: what the runs of a search share.
 
     `share` of the training split and `evaluation_share` of the test split are used, stratified by class and the same
@@ -94,7 +94,7 @@ class Problem:
             evaluation_share=evaluation_share,
         )
 
-    def split(self, name: str, share: float = 1.0) -> Split:
+    def split(self, name: str, share: float = 1.0) -> TaskSplit:
         """A split, or a stratified share of it."""
         split = self.task.split(name)
         return split if share == 1 else stratified_fraction(split, share, SUBSET_SEED, len(self.task.classes)).split

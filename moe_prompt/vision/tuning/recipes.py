@@ -139,7 +139,7 @@ class MethodRecipe:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TaskRecipe:
     """How a task is tuned by every method."""
 
     task: str
@@ -203,13 +203,13 @@ def _methods(length: int, known: bool) -> dict[str, MethodRecipe]:
     return {name: MethodRecipe(name, options, provenance, why) for name, options, provenance, why in rows}
 
 
-RECIPES: Mapping[str, Recipe] = {
-    task: Recipe(task, GROUP_OF[task], "fgvc" if task in FGVC_TASKS else "vtab", _methods(length, known=True))
+RECIPES: Mapping[str, TaskRecipe] = {
+    task: TaskRecipe(task, GROUP_OF[task], "fgvc" if task in FGVC_TASKS else "vtab", _methods(length, known=True))
     for task, length in VPT_DEEP_LENGTHS.items()
 }
 
 
-def recipe_for(task: str) -> Recipe:
+def recipe_for(task: str) -> TaskRecipe:
     """The recipe of a task; one that is not among the 24 gets a recipe that says it is ours.
 
     >>> recipe_for("svhn").of("vpt-deep").options, recipe_for("mushrooms").of("vpt-deep").provenance
@@ -217,4 +217,4 @@ def recipe_for(task: str) -> Recipe:
     """
     if task in RECIPES:
         return RECIPES[task]
-    return Recipe(task, "Other", "vtab", _methods(DEFAULT_LENGTH, known=False), provenance=OURS)
+    return TaskRecipe(task, "Other", "vtab", _methods(DEFAULT_LENGTH, known=False), provenance=OURS)

@@ -25,7 +25,7 @@ import numpy as np
 
 from moe_prompt.errors import require
 from moe_prompt.vision.data.preprocessing import Preprocessing
-from moe_prompt.vision.data.tasks import REST_SPLIT, TEST_SPLIT, Split
+from moe_prompt.vision.data.tasks import REST_SPLIT, TEST_SPLIT, TaskSplit
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.tuning.run_table import FINAL, PURPOSES, SEARCH
@@ -93,7 +93,7 @@ def protocol_of(splits: Collection[str], source: str) -> Protocol:
     return fitting[0]
 
 
-def split_digest(split: Split) -> str:
+def split_digest(split: TaskSplit) -> str:
     """Sixteen digits of a hash of a split: every label, and the pixels of sixteen pictures spread over it."""
     digest = hashlib.sha256(np.ascontiguousarray(split.labels).tobytes())
     for index in sorted(set(np.linspace(0, len(split) - 1, _SAMPLED).round().astype(int).tolist())):
@@ -170,11 +170,10 @@ class RunSpec:
         recipe = {k: v for k, v in self.content["recipe"].items() if k not in ("base_lr", "weight_decay")}
         return _hash({**self.content, "recipe": recipe})
 
+    def to_dict(self) -> dict[str, Any]:
+        """Content and names as plain data, for a row."""
+        return {**self.content, "names": {"task": self.task, "label": self.label, "backbone": self.backbone}}
+
 
 def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def describe(spec: RunSpec) -> dict[str, Any]:
-    """Names and content of a specification as plain data, for a row."""
-    return {**spec.content, "names": {"task": spec.task, "label": spec.label, "backbone": spec.backbone}}

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import csv
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.studies.running.row_store import RowStore, connect, explained
 
 SEARCH, FINAL = "search", "final"
 PURPOSES = (SEARCH, FINAL)
-PATIENCE = 120.0  # seconds that a statement waits for another process to finish writing
-_POLL = 0.2  # seconds between two looks at a lock that another process holds
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,7 @@ class RunRow:
 
 _KINDS = {"int": "INTEGER", "bool": "INTEGER", "float": "REAL", "float | None": "REAL", "str": "TEXT"}
 _TYPES = {field.name: str(field.type) for field in fields(RunRow)}
+_STORE = RowStore("runs", {name: _KINDS[kind] for name, kind in _TYPES.items()}, ("key",))
 
 
 class RunTable:
@@ -94,51 +93,37 @@ class RunTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        columns = ", ".join(
-            f'"{name}" {_KINDS[kind]}' + " PRIMARY KEY" * (name == "key") for name, kind in _TYPES.items()
-        )
-        check_database(path)
         with self._open() as db:
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute(f"CREATE TABLE IF NOT EXISTS runs ({columns})")
-            found = [row[1] for row in db.execute("PRAGMA table_info(runs)")]
-        require(
-            found == list(_TYPES),
-            f"{path} has other columns than this version writes: export it with the version that wrote it, or name "
-            "another folder.",
-        )
+            _STORE.create(db, path)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A connection of this moment, so that a table can be used after a fork and leaves nothing open."""
-        try:
-            with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as db, db:
-                yield db
-        except sqlite3.Error as error:
-            raise InputError(_advice(self.path, error)) from None
+        with explained(self.path), closing(connect(self.path)) as db, db:
+            yield db
 
     def add(self, row: RunRow) -> RunRow:
         """Write a row and return it, or the row that is there already under its key."""
-        names, holes = ", ".join(f'"{name}"' for name in _TYPES), ", ".join("?" for _ in _TYPES)
         with self._open() as db:
-            db.execute(
-                f"INSERT INTO runs ({names}) VALUES ({holes}) ON CONFLICT (key) DO NOTHING", tuple(asdict(row).values())
-            )
+            _STORE.insert(db, [asdict(row)])
         found = self.get(row.key)
         assert found is not None
         return found
 
     def get(self, key: str) -> RunRow | None:
         """The row under a key."""
-        with self._open() as db:
-            found = db.execute("SELECT * FROM runs WHERE key = ?", (key,)).fetchone()
-        return None if found is None else _row(found)
+        found = self._rows("WHERE key = ?", key)
+        return found[0] if found else None
 
     def rows(self) -> tuple[RunRow, ...]:
         """All rows, by task, method, purpose and time."""
+        return self._rows("ORDER BY task, label, purpose, finished_utc, seed, key")
+
+    def _rows(self, rest: str, *values: str) -> tuple[RunRow, ...]:
         with self._open() as db:
-            found = db.execute("SELECT * FROM runs ORDER BY task, label, purpose, finished_utc, seed, key").fetchall()
-        return tuple(_row(values) for values in found)
+            found = _STORE.select(db, rest, values)
+        return tuple(RunRow(**row | {"failed": bool(row["failed"])}) for row in found)
 
 
 def write_rows(path: Path, rows: Iterable[RunRow]) -> Path:
@@ -176,59 +161,6 @@ def read_rows(path: str | Path) -> tuple[RunRow, ...]:
         raise InputError(f"{path} cannot be read as rows of runs ({error}): export them again.") from None
 
 
-def check_database(path: Path) -> None:
-    """A sentence where a file that should be a database of SQLite is none; a new one may be made."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=PATIENCE)) as db:
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error}): name a folder you may write to.") from None
-    except sqlite3.Error as error:
-        raise InputError(_advice(path, error)) from None
-
-
-class Busy(Exception):
-    """Another process has the lock."""
-
-
-@contextmanager
-def exclusively(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock among the processes of a machine; the system gives it back when its holder dies, however it dies.
-
-    It is SQLite's own lock of an empty database, the one that works the same on every system.
-
-    Raises:
-        Busy: another holds it, and `wait` is False.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        opened = sqlite3.connect(path, timeout=0, isolation_level=None)
-    except (OSError, sqlite3.Error) as error:
-        raise InputError(f"cannot lock {path} ({error}): name a folder you may write to.") from None
-    with closing(opened) as lock:
-        while True:
-            try:
-                lock.execute("BEGIN EXCLUSIVE")
-                break
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise InputError(f"cannot lock {path} ({error}): name a folder you may write to.") from None
-            if not wait:
-                raise Busy(path)
-            time.sleep(_POLL)
-        try:
-            yield
-        finally:
-            with suppress(sqlite3.Error):
-                lock.execute("ROLLBACK")
-
-
-def _row(values: tuple[Any, ...]) -> RunRow:
-    named = dict(zip(_TYPES, values, strict=True))
-    return RunRow(**named | {"failed": bool(named["failed"])})
-
-
 def _value(name: str, text: str) -> Any:
     kind = _TYPES[name]
     if kind == "str":
@@ -238,11 +170,3 @@ def _value(name: str, text: str) -> Any:
     if kind.endswith("None") and text == "":
         return None
     return int(text) if kind == "int" else float(text)
-
-
-def _advice(path: Path, error: sqlite3.Error) -> str:
-    if "locked" in str(error):
-        return f"{path} is in use by another program ({error}): wait for that to end and run again."
-    if "unable to open" in str(error) or "readonly" in str(error):
-        return f"cannot write {path} ({error}): name a folder you may write to."
-    return f"{path} is not a usable database of runs ({error}): move it away and run again; nothing in it was changed."

@@ -1,8 +1,8 @@
 """Carry out trainings: each once, each a row at once, resumed where it was killed, by as many processes as one likes.
 
-    problem = Problem(backbone, "vit-b/16", task, preprocessing)          # opened once, many runs
-    row = run(problem.trial(method, recipe), folder, problem)              # searched on validation pictures
-    row = run(problem.final(method, recipe), folder, problem)              # trained on all of them, tested once
+    problem = TuningProblem(backbone, "vit-b/16", task, preprocessing)     # opened once, for many runs
+    row = run_training(problem.trial(method, recipe), folder, problem)    # evaluated on validation pictures
+    row = run_training(problem.final(method, recipe), folder, problem)    # trained on all pictures, tested once
 
 `folder` gets `runs.sqlite` (:mod:`moe_prompt.vision.tuning.run_table`) and, for each run, `runs/<key>/` with the logs
 of the training, its state until the row is written, and after a final run `tuned.safetensors`.
@@ -27,23 +27,24 @@ from moe_prompt.errors import InputError
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import save_tuned
 from moe_prompt.vision.runtime.distributed import Ranks, joined
-from moe_prompt.vision.training.evaluation import Progress, silent
+from moe_prompt.vision.runtime.locks import exclusively
+from moe_prompt.vision.training.evaluation import TrainingProgress, silent
 from moe_prompt.vision.training.features import can_be_fixed
 from moe_prompt.vision.training.result import TrainingResult
 from moe_prompt.vision.training.train import train
-from moe_prompt.vision.tuning.problem import Problem
-from moe_prompt.vision.tuning.run_spec import FINAL, RunSpec, describe
-from moe_prompt.vision.tuning.run_table import RunRow, RunTable, exclusively
+from moe_prompt.vision.tuning.problem import TuningProblem
+from moe_prompt.vision.tuning.run_spec import FINAL, RunSpec
+from moe_prompt.vision.tuning.run_table import RunRow, RunTable
 
 DATABASE = "runs.sqlite"
 STATE = "state.pt"  # what training resumes from
 
 
-def run(
+def run_training(
     spec: RunSpec,
     folder: str | Path,
-    problem: Problem,
-    progress: Progress = silent,
+    problem: TuningProblem,
+    progress: TrainingProgress = silent,
     wait: bool = True,
     tensorboard: bool = False,
 ) -> RunRow:
@@ -51,7 +52,7 @@ def run(
 
     A training whose loss is not finite is a row that says so, and is not tried again. Of processes that ask for the
     same run one trains and the others wait for its row, or with ``wait=False`` get
-    :class:`~moe_prompt.vision.tuning.run_table.Busy`. A killed run goes on from its last saved state.
+    :class:`~moe_prompt.vision.runtime.locks.Busy`. A killed run goes on from its last saved state.
 
     Raises:
         InputError: what the training raises; nothing is written then.
@@ -86,7 +87,9 @@ def _alone(ranks: Ranks, path: Path, wait: bool) -> Iterator[None]:
         yield
 
 
-def _trained(spec: RunSpec, problem: Problem, place: Path, progress: Progress, tensorboard: bool) -> RunRow:
+def _trained(
+    spec: RunSpec, problem: TuningProblem, place: Path, progress: TrainingProgress, tensorboard: bool
+) -> RunRow:
     generator = torch.Generator().manual_seed(spec.recipe.seed)
     classifier = Classifier(problem.backbone, spec.method, spec.classes, generator).to(problem.device)
     counted = problem.flops(spec, classifier) if spec.purpose == FINAL else None
@@ -100,7 +103,9 @@ def _trained(spec: RunSpec, problem: Problem, place: Path, progress: Progress, t
     return _row(spec, problem, classifier, result, counted)
 
 
-def _seen(spec: RunSpec, problem: Problem, classifier: Classifier) -> tuple[Dataset, Dataset, tuple[float, float]]:
+def _seen(
+    spec: RunSpec, problem: TuningProblem, classifier: Classifier
+) -> tuple[Dataset, Dataset, tuple[float, float]]:
     """What is trained and evaluated on, and the seconds of what was computed of it before, here or in another run.
 
     Pictures, or the features of a frozen backbone, which all runs of one process share.
@@ -116,7 +121,7 @@ def _seen(spec: RunSpec, problem: Problem, classifier: Classifier) -> tuple[Data
 
 
 def _row(
-    spec: RunSpec, problem: Problem, classifier: Classifier, result: TrainingResult, flops: tuple[int, int] | None
+    spec: RunSpec, problem: TuningProblem, classifier: Classifier, result: TrainingResult, flops: tuple[int, int] | None
 ) -> RunRow:
     recipe, accuracy = spec.recipe, result.last_test_accuracy
     height, width = spec.preprocessing.size
@@ -157,13 +162,13 @@ def _row(
         flops_forward=None if flops is None else float(flops[0]),
         flops_step=None if flops is None else float(flops[1]),
         finished_utc=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
-        spec=json.dumps(describe(spec), sort_keys=True),
+        spec=json.dumps(spec.to_dict(), sort_keys=True),
         made_with=json.dumps(_environment(), sort_keys=True),
     )
 
 
 @cache
 def _environment() -> dict[str, Any]:
-    from moe_prompt.provenance import environment
+    from moe_prompt.basics.provenance import environment
 
     return {**environment(), "threads": torch.get_num_threads()}

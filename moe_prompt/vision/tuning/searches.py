@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import Trial
 
-FAILED = 0.0
+FAILED_ACCURACY = 0.0
 """The accuracy that a trial without a result counts as: the worst there is."""
 Told = Mapping[Point, float | None]
 """What is known of each point that was begun: its accuracy, or None while it is under way."""

@@ -19,20 +19,28 @@ from pathlib import Path
 from typing import Any
 
 from moe_prompt.errors import require
+from moe_prompt.studies.running.row_store import connect
+from moe_prompt.vision.downloads.registries import Teller
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.by_name import method_named
-from moe_prompt.vision.training.evaluation import Progress, silent
+from moe_prompt.vision.runtime.locks import Busy, exclusively
+from moe_prompt.vision.training.evaluation import TrainingProgress, silent
 from moe_prompt.vision.training.recipe import TrainingRecipe
-from moe_prompt.vision.tuning.problem import Problem
+from moe_prompt.vision.tuning.problem import TuningProblem
 from moe_prompt.vision.tuning.recipes import SEEDS, Point, Schedule, recipe_for
 from moe_prompt.vision.tuning.run_spec import SEARCH, RunSpec
-from moe_prompt.vision.tuning.run_table import Busy, RunRow, check_database, exclusively
-from moe_prompt.vision.tuning.runs import run
-from moe_prompt.vision.tuning.searches import FAILED, PlannedSearch, Search, best_point, optuna_module, point_of
+from moe_prompt.vision.tuning.run_table import RunRow
+from moe_prompt.vision.tuning.runs import run_training
+from moe_prompt.vision.tuning.searches import (
+    FAILED_ACCURACY,
+    PlannedSearch,
+    Search,
+    best_point,
+    optuna_module,
+    point_of,
+)
 
 STORAGE = "search.sqlite"
-Teller = Callable[[str], None]
-"""Called with a sentence whenever a run ends."""
 Evaluate = Callable[[Point, bool], float]
 """The accuracy at a point; without leave to wait (False) it may raise `Busy`."""
 Explorer = Callable[[Search, Evaluate, Path, str], "tuple[Point, ...]"]
@@ -92,14 +100,14 @@ def choose_best(rows: Sequence[RunRow]) -> RunRow:
 
 
 def tune(
-    problem: Problem,
+    problem: TuningProblem,
     method: Method,
     recipe: TrainingRecipe,
     search: Search,
     folder: str | Path,
     label: str = "",
     seeds: Sequence[int] = SEEDS,
-    progress: Progress = silent,
+    progress: TrainingProgress = silent,
     tell: Teller = untold,
     explorer: Explorer | None = None,
 ) -> Tuned:
@@ -120,18 +128,18 @@ def tune(
         return problem.trial(method, tried, label)
 
     def evaluate(point: Point, wait: bool) -> float:
-        row = run(trial(point), folder, problem, progress, wait)
+        row = run_training(trial(point), folder, problem, progress, wait)
         tell(f"{problem.task_name}, {label}, lr {point.base_lr:g}, decay {point.weight_decay:g}: {_outcome(row)}")
-        return FAILED if row.accuracy is None else row.accuracy
+        return FAILED_ACCURACY if row.accuracy is None else row.accuracy
 
     name = f"{trial(Point(0.0, 0.0)).search_key} {search.name}"
     points = (explorer or explore)(search, evaluate, folder / STORAGE, name)
-    trials = tuple(run(trial(point), folder, problem) for point in points)
+    trials = tuple(run_training(trial(point), folder, problem) for point in points)
     best = choose_best(trials)
     finals = []
     for seed in seeds:
         chosen = replace(recipe, base_lr=best.base_lr, weight_decay=best.weight_decay, seed=seed)
-        finals.append(run(problem.final(method, chosen, label), folder, problem, progress))
+        finals.append(run_training(problem.final(method, chosen, label), folder, problem, progress))
         tell(f"{problem.task_name}, {label}, seed {seed}, tested: {_outcome(finals[-1])}")
     return Tuned(label, trials, best, tuple(finals))
 
@@ -177,7 +185,7 @@ def go_through(search: Search, evaluate: Evaluate, storage: Path, name: str) -> 
 
 
 def _database(optuna: Any, path: Path) -> Any:
-    check_database(path)
+    connect(path).close()
     return optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": 120}})
 
 

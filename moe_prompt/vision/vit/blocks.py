@@ -13,16 +13,15 @@ from torch.nn import functional
 from moe_prompt.attention.gates import SoftmaxGate
 from moe_prompt.attention.prompts import PromptTokens
 from moe_prompt.vision.vit.config import ViTConfig
-from moe_prompt.vision.vit.prompting import BlockPrompts, mixed, once
+from moe_prompt.vision.vit.prompting import BlockPrompts, PictureTokens, mixed, once
 
-Tokens = Float[Tensor, "_ _ _"]
 SOFTMAX = SoftmaxGate()
 
 
 class PackedLinear(nn.Linear):
     """W_Q, W_K, W_V stacked as (3 d, d), of which any range of rows can be applied alone."""
 
-    def part(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+    def part(self, tokens: PictureTokens, start: int, stop: int) -> PictureTokens:
         """Rows start to stop of the map."""
         bias = None if self.bias is None else self.bias[start:stop]
         return functional.linear(tokens, self.weight[start:stop], bias)
@@ -41,7 +40,7 @@ class Attention(nn.Module):
         self.qkv = PackedLinear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tokens, prompts: BlockPrompts | None = None) -> Tokens:
+    def forward(self, tokens: PictureTokens, prompts: BlockPrompts | None = None) -> PictureTokens:
         """Attention of normalised tokens (batch, rows, d)."""
         queries, keys, values = self.qkv(tokens).chunk(3, dim=-1)
         gate = None
@@ -55,7 +54,7 @@ class Attention(nn.Module):
             heads = mixed(gate, q, k, v, keys.shape[1] - tokens.shape[1])
         return self.proj(heads.transpose(1, 2).flatten(2))
 
-    def first_row(self, tokens: Tokens, prompts: BlockPrompts | None = None) -> Float[Tensor, "batch 1 dim"]:
+    def first_row(self, tokens: PictureTokens, prompts: BlockPrompts | None = None) -> Float[Tensor, "batch 1 dim"]:
         r"""The first row alone, where it is all that is asked for, without a key or a value of any token.
 
         Experts are affine in their tokens, so the maps of head h leave the sums over them:
@@ -107,7 +106,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: PictureTokens) -> PictureTokens:
         return self.fc2(functional.gelu(self.fc1(tokens)))
 
 
@@ -118,11 +117,11 @@ class LayerScale(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), start))
 
-    def forward(self, tokens: Tokens) -> Tokens:
+    def forward(self, tokens: PictureTokens) -> PictureTokens:
         return tokens * self.gamma
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """A pre-norm transformer block."""
 
     def __init__(self, config: ViTConfig) -> None:
@@ -132,7 +131,9 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(dim, config.heads, config.qkv_bias), Mlp(dim, config.mlp_dim)
         self.ls1, self.ls2 = (LayerScale(dim) if config.layer_scale else nn.Identity() for _ in range(2))
 
-    def forward(self, tokens: Tokens, prompts: BlockPrompts | None = None, first_row: bool = False) -> Tokens:
+    def forward(
+        self, tokens: PictureTokens, prompts: BlockPrompts | None = None, first_row: bool = False
+    ) -> PictureTokens:
         """The block's tokens, or the first of them alone."""
         if prompts is not None:
             prompts = self.enter(prompts)

@@ -28,7 +28,7 @@ from moe_prompt.attention.gates import Gate
 from moe_prompt.attention.prompts import PromptExpert, PromptTokens
 from moe_prompt.errors import require
 
-Tokens = Float[Tensor, "_ _ _"]
+PictureTokens = Float[Tensor, "_ _ _"]
 
 
 class BlockPrompts(NamedTuple):
@@ -45,12 +45,12 @@ class BlockPrompts(NamedTuple):
 class Prompting(nn.Module, ABC):
     """What a ViT asks for while it runs: tokens that ride along, and the prompts of each block."""
 
-    def carried(self, batch: int) -> Tokens | None:
+    def carried(self, batch: int) -> PictureTokens | None:
         """Tokens appended to the input, queries in every block, or none."""
         return None
 
     @abstractmethod
-    def prompts(self, block: int, patches: Tokens) -> BlockPrompts | None:
+    def prompts(self, block: int, patches: PictureTokens) -> BlockPrompts | None:
         """Prompts of a block, given the patch tokens (batch, H W, dim) at its input; None: the block has none."""
 
 
@@ -74,7 +74,7 @@ class DeepPrompts(Prompting):
         self.experts = nn.ModuleDict({str(i): expert for i, expert in enumerate(experts) if expert is not None})
         self.gates, self.normalise = nn.ModuleList(gates), normalise
 
-    def prompts(self, block: int, patches: Tokens) -> BlockPrompts | None:
+    def prompts(self, block: int, patches: PictureTokens) -> BlockPrompts | None:
         if str(block) not in self.experts:
             return None
         expert = self.experts[str(block)]
@@ -96,11 +96,11 @@ class CarriedPrompts(Prompting):
         super().__init__()
         self.expert, self.dim = expert, dim
 
-    def carried(self, batch: int) -> Tokens | None:
+    def carried(self, batch: int) -> PictureTokens | None:
         prompts: PromptTokens = self.expert(next(self.expert.parameters()).new_zeros(batch, 1, self.dim))
         return prompts.value
 
-    def prompts(self, block: int, patches: Tokens) -> BlockPrompts | None:
+    def prompts(self, block: int, patches: PictureTokens) -> BlockPrompts | None:
         return None
 
 

@@ -29,13 +29,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from moe_prompt.errors import require
-from moe_prompt.vision.vit.blocks import Block
+from moe_prompt.vision.vit.blocks import TransformerBlock
 from moe_prompt.vision.vit.config import VIT_SIZES, ViTConfig
-from moe_prompt.vision.vit.prompting import BlockPrompts, Prompting
+from moe_prompt.vision.vit.prompting import BlockPrompts, PictureTokens, Prompting
 
 __all__ = ["VIT_SIZES", "ViTConfig", "VisionTransformer", "resample_positions"]
 
-Tokens = Float[Tensor, "_ _ _"]
 Images = Float[Tensor, "batch 3 height width"]
 
 
@@ -46,7 +45,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
 
-    def forward(self, images: Images) -> Tokens:
+    def forward(self, images: Images) -> PictureTokens:
         return self.proj(images).flatten(2).mT
 
 
@@ -72,7 +71,7 @@ class VisionTransformer(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, config.registers, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.positions, dim))
         self.patch_embed = PatchEmbedding(dim, config.patch)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.norm = norm if config.pooling == "cls" else nn.Identity()
         self.fc_norm = norm if config.pooling == "avg" else nn.Identity()
@@ -90,12 +89,12 @@ class VisionTransformer(nn.Module):
             return self.norm(tokens[:, 0])
         return self.fc_norm(self._patches(tokens).mean(dim=1))
 
-    def tokens(self, images: Images, prompting: Prompting | None = None) -> Tokens:
+    def tokens(self, images: Images, prompting: Prompting | None = None) -> PictureTokens:
         """Class token, registers and patches after the last norm (batch, 1 + R + H W, d)."""
         tokens = self._run(images, prompting, False)
         return self.norm(tokens[:, : self.config.extra + math.prod(self.config.grid)])
 
-    def embed(self, images: Images) -> Tokens:
+    def embed(self, images: Images) -> PictureTokens:
         """The input of the first block: class token, registers and patches with their positions."""
         require(
             tuple(images.shape[-2:]) == self.config.image,
@@ -123,13 +122,13 @@ class VisionTransformer(nn.Module):
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _patches(self, tokens: Tokens) -> Tokens:
+    def _patches(self, tokens: PictureTokens) -> PictureTokens:
         extra = self.config.extra
         return tokens[:, extra : extra + math.prod(self.config.grid)]
 
     def entering(
         self, block: int, images: Images, prompting: Prompting | None = None
-    ) -> tuple[Tokens, BlockPrompts | None]:
+    ) -> tuple[PictureTokens, BlockPrompts | None]:
         """The tokens at the input of a block, carried ones last, and the block's prompts."""
         tokens = self.embed(images)
         carried = prompting.carried(len(images)) if prompting is not None else None
@@ -139,10 +138,10 @@ class VisionTransformer(nn.Module):
             tokens = self.blocks[i](tokens, self._prompts(i, tokens, prompting))
         return tokens, self._prompts(block, tokens, prompting)
 
-    def _prompts(self, block: int, tokens: Tokens, prompting: Prompting | None) -> BlockPrompts | None:
+    def _prompts(self, block: int, tokens: PictureTokens, prompting: Prompting | None) -> BlockPrompts | None:
         return prompting.prompts(block, self._patches(tokens)) if prompting is not None else None
 
-    def _run(self, images: Images, prompting: Prompting | None, class_row: bool) -> Tokens:
+    def _run(self, images: Images, prompting: Prompting | None, class_row: bool) -> PictureTokens:
         last = len(self.blocks) - 1
         return self.blocks[last](*self.entering(last, images, prompting), class_row)
 

@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from moe_prompt.attention import prompts as experts
 from moe_prompt.attention.activations import ACTIVATIONS, Activation
 from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate
-from moe_prompt.attention.prompts import (
-    AdaptivePrompt,
-    ConstantPrompt,
-    FeatureProjector,
-    FlatAdaptivePrompt,
-    LinearGateExpert,
-    PrefixPrompt,
-    PromptExpert,
-    PromptTokens,
-)
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified import hessian as module
@@ -35,7 +26,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)
 
 
-class Scaled(ConstantPrompt):
+class Scaled(experts.ConstantPrompt):
     """A user's expert: value and key bend in their own parameters, and a map of its own is shared."""
 
     shared = ("mix",)
@@ -46,14 +37,14 @@ class Scaled(ConstantPrompt):
 
     def forward(self, tokens):
         key, value = super().forward(tokens)
-        return PromptTokens(key * torch.cos(key), torch.tanh(value @ self.mix) * tokens.mean(-1, keepdim=True))
+        return experts.PromptTokens(key * torch.cos(key), torch.tanh(value @ self.mix) * tokens.mean(-1, keepdim=True))
 
 
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape))
 
 
-def model_of(expert: PromptExpert, dim: int = DIM, values: int = DIM, **options) -> RegressionModel:
+def model_of(expert: experts.PromptExpert, dim: int = DIM, values: int = DIM, **options) -> RegressionModel:
     rng = np.random.default_rng(3)
     frozen = FrozenExperts.random(2, dim * options.get("num_tokens", 1), OUTPUTS, rng)
     rows = dim * options.get("num_tokens", 1)
@@ -102,22 +93,22 @@ def test_every_family_of_the_table(name):
 @pytest.mark.parametrize("kind", ["VAPT", "linear gate"])
 def test_every_activation(kind, name):
     flat = kind == "VAPT"
-    expert = FlatAdaptivePrompt(2, DIM, 2, name) if flat else LinearGateExpert(2, DIM, DIM, name)
+    expert = experts.FlatAdaptivePrompt(2, DIM, 2, name) if flat else experts.LinearGateExpert(2, DIM, DIM, name)
     assert_second_order(model_of(expert), h=1e-5 if name == "relu" else 1e-4)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_norga_with_every_activation(name):
-    expert = FlatAdaptivePrompt(2, DIM, 2)
+    expert = experts.FlatAdaptivePrompt(2, DIM, 2)
     model = model_of(expert, gate=NonlinearResidualGate(0.8, 1.3, name))
     assert_second_order(model, h=1e-5 if name in ("relu", "square") else 1e-4)  # exp(square): it bends fast
 
 
 EXPERTS = {
-    "VPT": lambda: ConstantPrompt(ATOMS, DIM),
-    "prefix": lambda: PrefixPrompt(ATOMS, DIM),
-    "VAPT": lambda: FlatAdaptivePrompt(ATOMS, DIM, 2),
-    "linear gate": lambda: LinearGateExpert(ATOMS, DIM, DIM),
+    "VPT": lambda: experts.ConstantPrompt(ATOMS, DIM),
+    "prefix": lambda: experts.PrefixPrompt(ATOMS, DIM),
+    "VAPT": lambda: experts.FlatAdaptivePrompt(ATOMS, DIM, 2),
+    "linear gate": lambda: experts.LinearGateExpert(ATOMS, DIM, DIM),
     "user's": lambda: Scaled(ATOMS, DIM),
 }
 
@@ -158,22 +149,24 @@ def test_chunks_do_not_change_the_sum(monkeypatch):
 
 def test_tokens_and_an_experts_shared_modules():
     """VAPT as released, four tokens: every parameter but one is shared, and names have dots."""
-    projector = FeatureProjector(DIM, 2, "tanh", residual=True)
-    expert = AdaptivePrompt(ATOMS, (2, 2), projector, kernel_size=1, layer_norm=True, token_bias=True).double()
+    projector = experts.FeatureProjector(DIM, 2, "tanh", residual=True)
+    expert = experts.AdaptivePrompt(ATOMS, (2, 2), projector, kernel_size=1, layer_norm=True, token_bias=True).double()
     assert_second_order(model_of(expert, num_tokens=4))
-    flat = FlatAdaptivePrompt(ATOMS, DIM, 2, num_tokens=2)
+    flat = experts.FlatAdaptivePrompt(ATOMS, DIM, 2, num_tokens=2)
     assert_second_order(model_of(flat, num_tokens=2))
 
 
 def test_an_activation_of_the_users_own():
     sine = Activation("sine", torch.sin, lambda z, _: torch.cos(z), odd=True)
-    assert_second_order(model_of(FlatAdaptivePrompt(2, DIM, 2, sine)))
-    assert_second_order(model_of(LinearGateExpert(2, DIM, DIM, sine), gate=NonlinearResidualGate(0.7, 0.9, sine)))
+    assert_second_order(model_of(experts.FlatAdaptivePrompt(2, DIM, 2, sine)))
+    assert_second_order(
+        model_of(experts.LinearGateExpert(2, DIM, DIM, sine), gate=NonlinearResidualGate(0.7, 0.9, sine))
+    )
 
 
 def test_places_of_an_atoms_coordinates():
     """Log-weight, own parameters, shared ones; every parameter is somewhere, shared ones with every atom."""
-    model = model_of(FlatAdaptivePrompt(ATOMS, DIM, 2))
+    model = model_of(experts.FlatAdaptivePrompt(ATOMS, DIM, 2))
     places = atom_places(model)
     theta = torch.arange(model.num_parameters)
     assert places[:, 0].tolist() == list(range(ATOMS))

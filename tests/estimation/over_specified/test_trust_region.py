@@ -9,7 +9,7 @@ from scipy.optimize import lsq_linear
 
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified import trust_region
-from moe_prompt.estimation.over_specified.trust_region import TrustRegion
+from moe_prompt.estimation.over_specified.trust_region import Status, TrustRegion
 from moe_prompt.models.atoms import AtomLayout
 
 PROBLEMS, SIZE, ROWS, SHIFT = 300, 6, 9, 1e3
@@ -70,7 +70,7 @@ def solve(monkeypatch):
 def test_where_convex_the_minimum_in_the_box_is_scipys(solve):
     problem = planted(0.0)
     state = solve(problem)
-    assert bool(state.done.all()) and not bool(state.stuck.any())
+    assert bool(state.done.all()) and not bool(state.at(Status.STUCK).any())
     for a, y, found in zip(problem.a, problem.targets, state.objective - SHIFT, strict=True):
         best = min(lsq_linear(a.numpy(), y.numpy(), (-1, 1), method=m).cost for m in ("bvls", "trf"))
         assert float(found) <= best * (1 + 1e-9) + 1e-9
@@ -79,7 +79,7 @@ def test_where_convex_the_minimum_in_the_box_is_scipys(solve):
 def test_where_bent_the_end_is_a_minimum_in_the_box(solve):
     problem = planted(0.3)
     state = solve(problem)
-    assert bool(state.done.all()) and not bool(state.stuck.any())
+    assert bool(state.done.all()) and not bool(state.at(Status.STUCK).any())
     gradient = problem.gram(state.theta, torch.arange(PROBLEMS))[:, :-1, -1]
     inside = state.theta.abs() < 1
     assert (gradient * inside).abs().max() < 1e-6  # stationary inside
@@ -98,7 +98,7 @@ def test_what_is_held_is_let_go_where_newton_takes_it_inwards(solve, monkeypatch
     def at_once(state: TrustRegion, k: torch.Tensor) -> torch.Tensor:
         let_go = (state.held & state.free())[k]
         state.held[k] &= ~let_go
-        state.stale[k] |= let_go.any(1)
+        state.status[k[let_go.any(1)]] = Status.MOVED
         return let_go.any(1)
 
     monkeypatch.setattr(TrustRegion, "_release", at_once)

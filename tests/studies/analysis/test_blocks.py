@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moe_prompt.basics.tables import markdown
 from moe_prompt.errors import InputError
-from moe_prompt.studies.analysis.blocks import fill_blocks, markdown, study_block
+from moe_prompt.studies.analysis.blocks import fill_blocks, study_block
 from moe_prompt.studies.analysis.cells import Cell, cells_of
 from moe_prompt.studies.base import Quantity, Relation
 from tests.builders.pages import tables

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from moe_prompt.basics.provenance import _commit, environment
 from moe_prompt.errors import InputError
-from moe_prompt.provenance import _commit, environment
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.cells import all_summaries, cells_of
 from moe_prompt.studies.kinds.rates import RateStudy

@@ -64,7 +64,7 @@ def test_numbers_that_are_none_survive(results):
 
 
 def test_a_batch_is_written_whole_or_not_at_all(results):
-    with pytest.raises(InputError, match="not a usable results database"):
+    with pytest.raises(InputError, match="not a usable database"):
         results.add([row(0), row(1, truth=None)])
     assert results.done("abc") == set()
 
@@ -108,7 +108,7 @@ def test_damaged_files_are_refused_and_left_alone(tmp_path, damage):
     path = filled(tmp_path / "rows.sqlite")
     bad = damage(path.read_bytes())
     path.write_bytes(bad)
-    with pytest.raises(InputError, match=r"rows\.sqlite is not a usable results database .*: move it away"):
+    with pytest.raises(InputError, match=r"rows\.sqlite is not a usable database .*: move it away"):
         Results(path, RateStudy.columns)
     assert path.read_bytes() == bad
 
@@ -134,7 +134,7 @@ def test_files_that_break_or_are_locked_meanwhile_are_a_sentence(tmp_path, use):
     USES[use](results)
     other.close()
     path.write_bytes(garbage(path.read_bytes()))
-    with pytest.raises(InputError, match=r"rows\.sqlite is not a usable results database .*: move it away"):
+    with pytest.raises(InputError, match=r"rows\.sqlite is not a usable database .*: move it away"):
         USES[use](results)
     results.close()
 

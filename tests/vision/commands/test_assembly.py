@@ -8,7 +8,7 @@ import torch
 from moe_prompt.errors import InputError
 from moe_prompt.vision.commands.assembly import (
     UNSEARCHED,
-    Setting,
+    ProblemOptions,
     chosen_method,
     chosen_recipe,
     open_problem,
@@ -98,11 +98,13 @@ def test_rates_where_nobody_searched():
 
 def test_a_problem_of_files(tmp_path):
     vit, task = vit_file(tmp_path / "vit.safetensors"), open_task(bars(tmp_path / "bars"))
-    problem, report = open_problem(task, Setting(str(vit), image=24, normalisation="half", share=0.5, device="cpu"))
+    problem, report = open_problem(
+        task, ProblemOptions(str(vit), image=24, normalisation="half", share=0.5, device="cpu")
+    )
     assert problem.backbone.config.image == (24, 24) and problem.backbone_name == "vit.safetensors"
     assert problem.preprocessing == VTAB((24, 24), "half") and "4 x 4 to 6 x 6" in report.sentence()
     assert len(problem.split("train800", problem.share)) == 16 and problem.evaluation_share == 1
-    assert open_problem(task, Setting(str(vit)))[0].preprocessing == VTAB((16, 16), "imagenet")
+    assert open_problem(task, ProblemOptions(str(vit)))[0].preprocessing == VTAB((16, 16), "imagenet")
 
 
 def test_preprocessing_is_that_of_the_task(tmp_path):
@@ -124,7 +126,7 @@ def test_preprocessing_is_that_of_the_task(tmp_path):
 )
 def test_settings_that_cannot_be(words, says):
     with pytest.raises(InputError, match=says):
-        Setting("vit", **words)
+        ProblemOptions("vit", **words)
 
 
 def test_devices(monkeypatch):

@@ -94,7 +94,7 @@ WORDS = {
     "unknown name": (("fetch", "dsprite"), "nothing is named 'dsprite'"),
     "--out of a backbone": (("fetch", "vit-b16-in21k", "--out", "a"), "belong to picture sets"),
     "report of nothing": (("report",), "runs has no runs"),
-    "report of no rows": (("report", "--out", "vit.safetensors"), "vit.safetensors is not a usable database of runs"),
+    "report of no rows": (("report", "--out", "vit.safetensors"), "vit.safetensors is not a usable database"),
     "predict by nothing": (("predict", "--tuned", "none", PICTURE), "none is not a file"),
     "predict by a backbone": (("predict", "--tuned", "vit.safetensors", PICTURE), "is not a tuned prompt set"),
     "import of nothing": (("import", "none.pth", *TRAIN[1:5]), "none.pth is not a file"),

@@ -44,12 +44,12 @@ def test_pictures_are_the_digits(tmp_path):
     """Every digit once, no class in both tasks, splits that share no picture, bytes that scale to the original."""
     pictures, digits = load_digits(return_X_y=True)
     found = Counter()
-    for name, classes in zip(quick.SPLITS, (quick.SOURCE, quick.TARGET), strict=True):
+    for name, classes in zip(quick.DIGIT_SPLITS, (quick.SOURCE, quick.TARGET), strict=True):
         quick._digits(tmp_path, name, classes)
         task = open_task(tmp_path / name)
-        for split in quick.SPLITS[name]:
+        for split in quick.DIGIT_SPLITS[name]:
             part = task.split(split)
-            assert len(part) == quick.SPLITS[name][split]
+            assert len(part) == quick.DIGIT_SPLITS[name][split]
             shares = np.bincount(part.labels) / len(part)
             assert np.abs(shares - 0.2).max() < 0.03
             for index, label in enumerate(part.labels.tolist()):
@@ -60,7 +60,7 @@ def test_pictures_are_the_digits(tmp_path):
 
 
 def test_all_methods_have_as_many_trials():
-    assert quick.SEARCH.trials == 6
+    assert quick.QUICK_SEARCH.trials == 6
     assert set(quick.SOURCE).isdisjoint(quick.TARGET)
 
 
@@ -87,7 +87,7 @@ print(demonstrate({str(tmp_path / "out")!r}).text())
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 27 and not any(row.failed for row in rows)
     accuracy = {
-        label: [r.accuracy for r in rows if (r.label, r.purpose) == (label, "final")] for label in quick.METHODS
+        label: [r.accuracy for r in rows if (r.label, r.purpose) == (label, "final")] for label in quick.COMPARED
     }
     assert all(min(each) > 50 for each in accuracy.values())  # chance is 20
     assert after.children_user - before.children_user < 120

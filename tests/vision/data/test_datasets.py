@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.datasets import PictureDataset, in_memory
 from moe_prompt.vision.data.layouts.open_task import open_task
-from moe_prompt.vision.data.preprocessing import FGVC, VTAB, Preprocessing, draw
+from moe_prompt.vision.data.preprocessing import FGVC, VTAB, Preprocessing, draw_for
 from tests.builders.planted_tasks import COUNTS, vtab
 
 RANDOM = Preprocessing((5, 7), shorter=11, crop="random", flip=True)
@@ -36,7 +36,7 @@ def test_crops_are_those_of_the_coordinates(split):
     dataset = PictureDataset(split, RANDOM, training=True, seed=3)
     assert not dataset.deterministic
     dataset.set_epoch(5)
-    expected = RANDOM.cropped(RANDOM.resized(split.pictures[4]), draw(3, 5, 4))
+    expected = RANDOM.cropped(RANDOM.resized(split.pictures[4]), draw_for(3, 5, 4))
     assert torch.equal(dataset[4][0], expected)
     dataset.set_epoch(6)
     assert not torch.equal(dataset[4][0], expected)

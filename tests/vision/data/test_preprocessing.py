@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.data.preprocessing import FGVC, NORMALISATIONS, VTAB, Draw, Preprocessing, draw, normalise
+from moe_prompt.vision.data.preprocessing import FGVC, NORMALISATIONS, VTAB, Draw, Preprocessing, draw_for, normalise
 from tests.builders.planted_tasks import pixels
 
 HEIGHT, WIDTH = 37, 53
@@ -86,9 +86,9 @@ def test_crops_and_flips_are_those_drawn():
 
 
 def test_draws_are_uniform_functions_of_their_coordinates():
-    assert draw(3, 5, 7) == draw(3, 5, 7)
-    assert len({draw(*at) for at in [(3, 5, 7), (5, 3, 7), (3, 7, 5), (4, 5, 7), (3, 6, 7), (3, 5, 8)]}) == 6
-    drawn = [draw(0, epoch, index) for epoch in range(20) for index in range(50)]
+    assert draw_for(3, 5, 7) == draw_for(3, 5, 7)
+    assert len({draw_for(*at) for at in [(3, 5, 7), (5, 3, 7), (3, 7, 5), (4, 5, 7), (3, 6, 7), (3, 5, 8)]}) == 6
+    drawn = [draw_for(0, epoch, index) for epoch in range(20) for index in range(50)]
     for part in ([d.top for d in drawn], [d.left for d in drawn], [float(d.flip) for d in drawn]):
         assert abs(np.mean(part) - 0.5) < 5 * 0.5 / np.sqrt(1000)  # false alarm below 1e-6
     assert {int(13 * d.left) for d in drawn} == set(range(13))

@@ -8,18 +8,18 @@ import pytest
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.pictures import ArrayPictures
-from moe_prompt.vision.data.subsets import SHARES, stratified_fraction, with_validation
-from moe_prompt.vision.data.tasks import Split, Task
+from moe_prompt.vision.data.subsets import TRAINING_SHARES, stratified_fraction, with_validation
+from moe_prompt.vision.data.tasks import Task, TaskSplit
 from moe_prompt.vision.tuning.run_spec import FINAL, SEARCH, protocol_of
 
 
-def split(labels) -> Split:
+def split(labels) -> TaskSplit:
     labels = np.asarray(labels, np.int64)
     marks = np.arange(len(labels), dtype=np.int64).astype(np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
-    return Split("train", ArrayPictures(marks, "marks.npy"), labels, "train.txt")
+    return TaskSplit("train", ArrayPictures(marks, "marks.npy"), labels, "train.txt")
 
 
-def uneven(classes: int = 7, seed: int = 0) -> Split:
+def uneven(classes: int = 7, seed: int = 0) -> TaskSplit:
     counts = [101, 61, 37, 23, 11, 5, 2][:classes]
     labels = np.repeat(np.arange(classes), counts)
     return split(np.random.default_rng(seed).permutation(labels))
@@ -36,13 +36,13 @@ def test_counts_of_every_class(share):
     assert len(part.split) + len(part.rest) == len(whole)
 
 
-def names(some: Split) -> list[str]:
+def names(some: TaskSplit) -> list[str]:
     return [some.pictures.named(index) for index in range(len(some))]
 
 
 def test_shares_are_nested_in_order_and_disjoint_from_the_rest():
     whole = uneven()
-    parts = [stratified_fraction(whole, share, seed=5, classes=7) for share in SHARES]
+    parts = [stratified_fraction(whole, share, seed=5, classes=7) for share in TRAINING_SHARES]
     for small, large in pairwise(parts):
         assert set(names(small.split)) < set(names(large.split))
     for part in parts:

@@ -8,12 +8,12 @@ import pytest
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.pictures import ArrayPictures, FilePictures
-from moe_prompt.vision.data.tasks import Split, Task, faults, numbered_classes
+from moe_prompt.vision.data.tasks import Task, TaskSplit, faults, numbered_classes
 
 
-def split(name: str, labels: list[int], pictures=None) -> Split:
+def split(name: str, labels: list[int], pictures=None) -> TaskSplit:
     grey = np.zeros((len(labels), 2, 3), np.uint8)
-    return Split(name, pictures or ArrayPictures(grey, f"{name}.npy"), np.array(labels, np.int64), f"{name}.txt")
+    return TaskSplit(name, pictures or ArrayPictures(grey, f"{name}.npy"), np.array(labels, np.int64), f"{name}.txt")
 
 
 def task(name: str = "mine", classes: int = 3, layout: str = "vtab", **labels: list[int]) -> Task:

@@ -9,7 +9,7 @@ import pytest
 from moe_prompt.errors import InputError
 from moe_prompt.vision.data.benchmarks import GROUPS, VTAB_TASKS
 from moe_prompt.vision.report.published_numbers import reference
-from moe_prompt.vision.report.report import report
+from moe_prompt.vision.report.report import tuning_report
 from tests.builders.planted_runs import finals, planted, trial
 
 
@@ -20,7 +20,7 @@ def two_methods():
 
 
 def test_accuracy_beside_the_reported_one_with_its_source():
-    text = report(two_methods()).text()
+    text = tuning_report(two_methods()).text()
     line = next(line for line in text.splitlines() if line.startswith("svhn  "))
     assert line.split()[1:9] == ["79.00", "+-", "0.87", "78.1", "[1]", "81.00", "+-", "1.00"]
     assert "86.7 [" in line and "from memory, unverified" in text and "V-PETL Bench" in text
@@ -28,7 +28,7 @@ def test_accuracy_beside_the_reported_one_with_its_source():
 
 
 def test_partial_groups_are_marked_and_what_is_missing_named():
-    text = report(two_methods()).text()
+    text = tuning_report(two_methods()).text()
     assert "81.00 (1 of 7 tasks)" in text and "81.00 (1 of 19 tasks)" in text
     missing = ", ".join(task for task in GROUPS["Natural"] if task != "svhn")
     assert f"Natural is over 1 of 7 tasks, beside no published mean: missing are {missing}." in text
@@ -38,7 +38,7 @@ def test_partial_groups_are_marked_and_what_is_missing_named():
 
 def test_whole_groups_have_both_means():
     rows = [row for i, task in enumerate(VTAB_TASKS) for row in finals([50.0 + i, 52.0 + i], task=task)]
-    text = report(rows).text()
+    text = tuning_report(rows).text()
     flat = sum(51.0 + i for i in range(19)) / 19
     means = [sum(51.0 + VTAB_TASKS.index(t) for t in GROUPS[g]) / len(GROUPS[g]) for g in list(GROUPS)[:3]]
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
@@ -48,7 +48,7 @@ def test_whole_groups_have_both_means():
 
 
 def test_cost_and_choice():
-    text = report(two_methods()).text()
+    text = tuning_report(two_methods()).text()
     (cost,) = [line for line in text.splitlines() if line.startswith("vapt  ")]
     assert cost.split() == ["vapt", "31,866", "0.04", "12.0", "500", "35", "100", "3", "1", "of", "6", "0.01"]
     (chosen,) = [line for line in text.splitlines() if line.startswith("svhn  vapt")]
@@ -57,33 +57,35 @@ def test_cost_and_choice():
 
 
 def test_comparison():
-    text = report(two_methods()).text()
+    text = tuning_report(two_methods()).text()
     assert "vapt minus vpt-deep on svhn: +2.00 +- 0.29 over 3 seeds: better." in text
-    assert "vpt-deep minus vapt on svhn: -2.00 +- 0.29 over 3 seeds: worse." in report(two_methods(), "vapt").text()
+    assert (
+        "vpt-deep minus vapt on svhn: -2.00 +- 0.29 over 3 seeds: worse." in tuning_report(two_methods(), "vapt").text()
+    )
 
 
 def test_what_is_not_whole_is_said():
     rows = [*finals([80.0, None, 82.0]), trial(70.0, label="lora", method={"name": "lora"}, task="dtd")]
-    text = report([*rows, *finals([90.0], base_lr=1.0), trial(60.0, 5.0), trial(50.0, 1.0)]).text()
+    text = tuning_report([*rows, *finals([90.0], base_lr=1.0), trial(60.0, 5.0), trial(50.0, 1.0)]).text()
     assert "svhn, vapt: 1 of 3 seeds failed and are in no mean." in text
     assert "dtd, lora: searched, not tested yet." in text
     assert "svhn, vapt: 1 final runs left out, for validation chose other hyper-parameters." in text
 
 
 def test_a_task_of_ones_own_has_no_reference():
-    text = report(finals([80.0, 81.0], task="mushrooms")).text()
+    text = tuning_report(finals([80.0, 81.0], task="mushrooms")).text()
     assert "reported" not in text and "Natural" not in text and "80.50 +- 0.71" in text
 
 
 def test_shares_have_their_own_references():
-    text = report(finals([50.0, 51.0], task="dogs", share=0.01)).text()
+    text = tuning_report(finals([50.0, 51.0], task="dogs", share=0.01)).text()
     assert "60.1 [1]" in text and "1% of the training pictures" in text
     assert "91.7" not in text
-    assert "86.7" not in report(finals([50.0], share=0.1)).text()
+    assert "86.7" not in tuning_report(finals([50.0], share=0.1)).text()
 
 
 def test_markdown_tells_the_same():
-    made = report(two_methods())
+    made = tuning_report(two_methods())
     text, markdown = made.text(), made.markdown()
     assert "| svhn | 79.00 +- 0.87 | 78.1 [1] | 81.00 +- 1.00 |" in markdown
     for note in text.split("\n\n")[-1].splitlines():
@@ -95,7 +97,7 @@ def test_markdown_tells_the_same():
 
 
 def test_csv_has_a_line_for_each_cell_and_mean():
-    lines = list(csv.DictReader(io.StringIO(report(two_methods()).csv())))
+    lines = list(csv.DictReader(io.StringIO(tuning_report(two_methods()).csv())))
     (cell,) = [line for line in lines if (line["kind"], line["method"]) == ("task", "vapt")]
     assert float(cell["mean"]) == 81.0 and float(cell["std"]) == 1.0 and cell["seeds"] == "3" and cell["trials"] == "3"
     assert float(cell["reported"]) == reference("vapt", "svhn").value and "unverified" in cell["source"]
@@ -108,22 +110,25 @@ def test_csv_has_a_line_for_each_cell_and_mean():
 
 
 def test_each_setting_is_a_section():
-    made = report([*finals([80.0]), *finals([70.0], height=98, width=98)])
+    made = tuning_report([*finals([80.0]), *finals([70.0], height=98, width=98)])
     assert len(made.sections) == 2 and made.text().count("Test top-1") == 2
     assert "80.00 (1 seed)" in made.text()
 
 
 def test_no_rows():
     with pytest.raises(InputError, match="no runs to report"):
-        report([])
+        tuning_report([])
 
 
 def test_a_label_of_ones_own_keeps_its_methods_reference():
     rows = finals([80.0, 81.0], label="vapt-paper", method=json.dumps({"name": "vapt", "num_prompts": 5}))
-    assert "vapt-paper, reported" in report([*rows, planted(key="x", label="vapt-paper", method=rows[0].method)]).text()
+    assert (
+        "vapt-paper, reported"
+        in tuning_report([*rows, planted(key="x", label="vapt-paper", method=rows[0].method)]).text()
+    )
 
 
 def test_numbers_beside_are_of_the_same_backbone():
     rows = [row for task in GROUPS["Natural"] for row in finals([60.0, 61.0], task=task, backbone="mae-vit-b16")]
-    text = report(rows).text()
+    text = tuning_report(rows).text()
     assert "59.23 [1]" in text and "Reported numbers are of ViT-B/16 MAE at" in text and "81.43" not in text

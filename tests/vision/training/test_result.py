@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_prompt.vision.training.evaluation import Evaluation
+from moe_prompt.vision.training.evaluation import EvaluationResult
 from moe_prompt.vision.training.result import Standing, TrainingResult
 from moe_prompt.vision.training.steps import StepOutcome
 
@@ -14,7 +14,7 @@ def after(accuracies: list[float], choosing: bool, failure: str = "") -> Trainin
         now.count(StepOutcome(loss=3.0, accuracy=0.5, asked=False), 8, 0.5)
         now.count(StepOutcome(loss=1.0, accuracy=0.0, asked=False), 2, 0.25)
         now.close_epoch()
-        now.tested(Evaluation(accuracy, accuracy / 2, 1 - accuracy, 29), choosing)
+        now.tested(EvaluationResult(accuracy, accuracy / 2, 1 - accuracy, 29), choosing)
         now.turn()
     return now.result(2 * len(accuracies), 0.375, "resident", 17, False, failure)
 

@@ -1,14 +1,12 @@
-"""Rows of runs, read back as they were from the database and from an export; locks that the dead give up."""
+"""Rows of runs, read back as they were from the database and from an export."""
 
 import multiprocessing
-import os
-import signal
 import sqlite3
 
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.tuning.run_table import Busy, RunTable, exclusively, read_rows, write_rows
+from moe_prompt.vision.tuning.run_table import RunTable, read_rows, write_rows
 from tests.builders.planted_runs import planted
 
 
@@ -83,28 +81,3 @@ def test_unusable_files_are_named(tmp_path):
     (tmp_path / "bad.csv").write_text(text.replace(",42,", ",forty-two,", 1))
     with pytest.raises(InputError, match=r"bad\.csv cannot be read"):
         read_rows(tmp_path / "bad.csv")
-
-
-def test_a_lock_keeps_others_out_until_its_holder_is_gone(tmp_path):
-    path, context = tmp_path / "lock", multiprocessing.get_context("spawn")
-    with exclusively(path), pytest.raises(Busy), exclusively(path, wait=False):
-        pass
-    held = context.Event()
-    holder = context.Process(target=hold, args=(str(path), held))
-    holder.start()
-    assert held.wait(60)
-    with pytest.raises(Busy), exclusively(path, wait=False):
-        pass
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join(60)
-    with exclusively(path, wait=False):
-        pass
-
-
-def hold(path, held):
-    import time
-    from pathlib import Path
-
-    with exclusively(Path(path)):
-        held.set()
-        time.sleep(600)

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from moe_prompt.errors import InputError
+from moe_prompt.vision.runtime.locks import Busy
 from moe_prompt.vision.tuning.recipes import SGD_GRID, Grid, Point
-from moe_prompt.vision.tuning.run_table import Busy
 from moe_prompt.vision.tuning.searches import (
-    FAILED,
+    FAILED_ACCURACY,
     SEARCHES,
     CoordinateSearch,
     DrawnSearch,
@@ -78,7 +78,7 @@ def test_coordinates_wait_for_every_learning_rate():
     search, told = CoordinateSearch(GRID), {Point(5.0, 0.001): 10.0, Point(1.0, 0.001): None, Point(0.2, 0.001): 30.0}
     assert search.next_point(told) is None
     assert search.next_point(told | {Point(1.0, 0.001): 50.0}) == Point(1.0, 0.01)
-    assert search.next_point(told | {Point(1.0, 0.001): FAILED}) == Point(0.2, 0.01)
+    assert search.next_point(told | {Point(1.0, 0.001): FAILED_ACCURACY}) == Point(0.2, 0.01)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])

@@ -130,7 +130,7 @@ def test_two_processes_share_a_tuning(tmp_path):
 def tune_there(task, out, together):
     from moe_prompt.vision.data.layouts.open_task import open_task
     from moe_prompt.vision.data.preprocessing import VTAB
-    from moe_prompt.vision.tuning.problem import Problem
+    from moe_prompt.vision.tuning.problem import TuningProblem
     from tests.builders.small_search import small_backbone
 
     original, trained = runs.train, []
@@ -140,7 +140,7 @@ def tune_there(task, out, together):
         return original(model, training, evaluation, recipe, folder, progress, **options)
 
     runs.train = counted
-    problem = Problem(small_backbone(), "small", open_task(task), VTAB((16, 12)))
+    problem = TuningProblem(small_backbone(), "small", open_task(task), VTAB((16, 12)))
     together.wait(60)  # neither is done before the other has begun
     tuned = tune(problem, VPT, small_recipe(epochs=7), search_named("small"), out)
     return [row.key for row in (*tuned.trials, *tuned.finals)], trained

@@ -72,7 +72,7 @@ def test_a_block_is_the_mixture_of_the_core(gate, normalise):
     block, tokens = vit.blocks[1], torch.randn(5, 7, 24, dtype=torch.float64)
     prompts = expert(tokens[:, 1:])
     enters = BlockPrompts(prompts, gate, normalise)
-    entered = enters._replace(tokens=block._enter(*prompts, normalise))
+    entered = block.enter(enters)
     found = block.attn(block.norm1(tokens), entered)
     weight, bias, width = block.attn.qkv.weight, block.attn.qkv.bias, 8
     heads = []

@@ -1,6 +1,7 @@
 """Any ViT checkpoint's tensors under timm's names; the family of names is recognised from the file itself.
 
-A family of your own is one subclass of :class:`~moe_prompt.vision.checkpoints.formats.base.Format` added to `FORMATS`.
+A family of your own is one subclass of :class:`~moe_prompt.vision.checkpoints.formats.base.Format` added to
+`CHECKPOINT_FORMATS`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from moe_prompt.vision.checkpoints.formats.google import GoogleNames
 from moe_prompt.vision.checkpoints.formats.timm import TimmNames
 from moe_prompt.vision.checkpoints.formats.transformers import TransformersNames
 
-__all__ = ["FORMATS", "Encoder", "Format", "StoredTensors", "encoder_of"]
+__all__ = ["CHECKPOINT_FORMATS", "Encoder", "Format", "StoredTensors", "encoder_of"]
 
-FORMATS: tuple[Format, ...] = (GoogleNames(), TransformersNames(), TimmNames())
+CHECKPOINT_FORMATS: tuple[Format, ...] = (GoogleNames(), TransformersNames(), TimmNames())
 
 
 def encoder_of(stored: StoredTensors) -> Encoder:
@@ -22,7 +23,7 @@ def encoder_of(stored: StoredTensors) -> Encoder:
     Raises:
         InputError: naming the file: the names are of no known family, or the encoder is not a plain ViT.
     """
-    for family in FORMATS:
+    for family in CHECKPOINT_FORMATS:
         if family.recognises(stored):
             return family.encoder(stored)
     held = ", ".join(list(stored.tensors)[:3]) or "no tensor"

@@ -3,17 +3,15 @@
 NumPy   one .npz with `train_images`, `train_labels`, `test_images`, ... (or x_train, y_train, ...), or with `images`
         and `labels` alone; or a folder of train.npz, val.npz, test.npz, or of train_images.npy, train_labels.npy, ...
         Uncompressed .npy files are mapped, not loaded. Nothing in them is unpickled.
-idx     train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, ... : two zero bytes, the type (8:
-        uint8), the number of axes, the axes as big-endian 32-bit integers, the bytes (http://yann.lecun.com/exdb/mnist).
+idx     train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, ...; see
+        :mod:`moe_prompt.vision.data.idx`.
 
 Labels are 0 .. C - 1 without a hole, or there is a classes.txt with the names of all classes beside the files.
 """
 
 from __future__ import annotations
 
-import gzip
 import re
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,19 +22,20 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from moe_prompt.errors import InputError, require
+from moe_prompt.vision.data.idx import read_idx
 from moe_prompt.vision.data.layouts.folders import ORDER, split_name
 from moe_prompt.vision.data.layouts.lists import named_classes
 from moe_prompt.vision.data.pictures import ArrayPictures
-from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes
+from moe_prompt.vision.data.tasks import Task, TaskLayout, TaskSplit, numbered_classes
 
 _IMAGES, _LABELS = {"images", "image", "x", "data"}, {"labels", "label", "y", "targets"}
 _IDX = re.compile(r"(?:.*-)?(train|val|test|t10k)[-_.](images|labels)[-_.]idx\d-ubyte(\.gz)?$", re.IGNORECASE)
-Parts = dict[str, dict[str, tuple[np.ndarray, str]]]
+_Parts = dict[str, dict[str, tuple[np.ndarray, str]]]
 """Split -> "images" or "labels" -> the array and what to call it."""
 
 
 @final
-class NumpyLayout(Layout):
+class NumpyLayout(TaskLayout):
     """.npz and .npy files."""
 
     name = "numpy"
@@ -46,7 +45,7 @@ class NumpyLayout(Layout):
         return bool(_numpy_files(path))
 
     def read(self, path: Path) -> Task:
-        parts: Parts = {}
+        parts: _Parts = {}
         for file in _numpy_files(path):
             for key, array in _arrays(file):
                 split, kind = _role(key, file)
@@ -95,7 +94,7 @@ def _role(key: str, file: Path) -> tuple[str, str | None]:
 
 
 @final
-class IdxLayout(Layout):
+class IdxLayout(TaskLayout):
     """idx files as those of MNIST and Fashion-MNIST."""
 
     name = "idx"
@@ -105,49 +104,24 @@ class IdxLayout(Layout):
         return path.is_dir() and any(_IDX.match(file.name) for file in path.iterdir())
 
     def read(self, path: Path) -> Task:
-        parts: Parts = {}
+        parts: _Parts = {}
         for file in sorted(path.iterdir()):
             match = _IDX.match(file.name)
             if match:
                 split = split_name(match[1])
                 assert split is not None
-                parts.setdefault(split, {})[match[2].lower()] = (read_idx(file), str(file))
+                parts.setdefault(split, {})[match[2].lower()] = (read_idx(file, str(file)), str(file))
         return _task(path, parts, self.name)
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """The bytes of an idx file as an array of its shape: mapped, or in memory where the file is compressed."""
-    packed = path.suffix.lower() == ".gz"
-    try:
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            start = stream.read(4)
-            require(
-                len(start) == 4 and start[:3] == b"\0\0\x08",
-                f"{path} is not an idx file of bytes: its first four bytes are {start!r}.",
-            )
-            shape = struct.unpack(f">{start[3]}I", stream.read(4 * start[3]))
-            content = np.frombuffer(stream.read(), dtype=np.uint8) if packed else None
-    except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as an idx file ({error}): bring a whole one.") from error
-    needed, offset = int(np.prod(shape, dtype=np.int64)), 4 + 4 * start[3]
-    have = path.stat().st_size - offset if content is None else len(content)
-    require(
-        have == needed,
-        f"{path} tells of an array of shape {shape}, {needed} bytes, and holds {have}: bring a whole file.",
-    )
-    if content is not None:
-        return content.reshape(shape)
-    return np.memmap(path, np.uint8, "r", offset, shape) if needed else np.empty(shape, np.uint8)
-
-
-def _task(path: Path, parts: Parts, layout: str) -> Task:
+def _task(path: Path, parts: _Parts, layout: str) -> Task:
     splits = {name: _split(path, name, parts[name]) for name in ORDER if name in parts}
     folder = path if path.is_dir() else path.parent
     classes = named_classes(folder) or numbered_classes([split.labels for split in splits.values()])
     return Task(path.resolve().stem if path.is_file() else path.resolve().name, classes, splits, path, layout)
 
 
-def _split(path: Path, name: str, arrays: Mapping[str, tuple[np.ndarray, str]]) -> Split:
+def _split(path: Path, name: str, arrays: Mapping[str, tuple[np.ndarray, str]]) -> TaskSplit:
     require(
         set(arrays) == {"images", "labels"},
         f"split {name} of {path} needs pictures and labels: found its {' and '.join(arrays)} alone.",
@@ -163,4 +137,4 @@ def _split(path: Path, name: str, arrays: Mapping[str, tuple[np.ndarray, str]]) 
         len(flat) == len(pictures),
         f"{labels_source} has {len(flat)} labels for the {len(pictures)} pictures of {source}.",
     )
-    return Split(name, pictures, flat.astype(np.int64), labels_source)
+    return TaskSplit(name, pictures, flat.astype(np.int64), labels_source)

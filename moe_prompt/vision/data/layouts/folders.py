@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_prompt.vision.data.benchmarks import plain
 from moe_prompt.vision.data.pictures import FilePictures
-from moe_prompt.vision.data.tasks import Layout, Split, Task
+from moe_prompt.vision.data.tasks import Task, TaskLayout, TaskSplit
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -38,7 +38,7 @@ def split_name(name: str) -> str | None:
 
 
 @final
-class ImageFolderLayout(Layout):
+class ImageFolderLayout(TaskLayout):
     """Folders of classes."""
 
     name = "folder"
@@ -63,7 +63,7 @@ class ImageFolderLayout(Layout):
         for name, pictures in found.items():
             labels = np.array([number[label] for _, label in pictures], dtype=np.int64)
             files = FilePictures(roots[name], [picture for picture, _ in pictures])
-            splits[name] = Split(name, files, labels, str(roots[name]))
+            splits[name] = TaskSplit(name, files, labels, str(roots[name]))
         return Task(path.resolve().name, classes, splits, path, self.name)
 
 

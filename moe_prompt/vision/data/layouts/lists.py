@@ -20,7 +20,7 @@ import numpy as np
 from moe_prompt.errors import InputError, require
 from moe_prompt.vision.data.benchmarks import known_task
 from moe_prompt.vision.data.pictures import FilePictures
-from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes
+from moe_prompt.vision.data.tasks import Task, TaskLayout, TaskSplit, numbered_classes
 from moe_prompt.vision.data.writing import CLASSES_FILE
 
 VTAB_SPLITS = ("train800", "val200", "train800val200", "test")
@@ -29,7 +29,7 @@ FGVC_SPLITS = ("train", "val", "test")
 
 
 @final
-class VTABLayout(Layout):
+class VTABLayout(TaskLayout):
     """Text lists of paths and labels."""
 
     name = "vtab"
@@ -44,7 +44,7 @@ class VTABLayout(Layout):
             source = path / f"{name}.txt"
             if source.is_file():
                 paths, labels = _listed(source)
-                splits[name] = Split(name, FilePictures(path, paths), labels, str(source))
+                splits[name] = TaskSplit(name, FilePictures(path, paths), labels, str(source))
         known = known_task(path.resolve().name, self.name)
         classes = named_classes(path)
         if classes is None and known is not None:
@@ -92,7 +92,7 @@ def _listed(source: Path) -> tuple[list[str], np.ndarray]:
 
 
 @final
-class FGVCLayout(Layout):
+class FGVCLayout(TaskLayout):
     """JSON files from paths to class ids."""
 
     name = "fgvc"
@@ -111,7 +111,7 @@ class FGVCLayout(Layout):
             labels = np.array([number[label] for _, label in ids], dtype=np.int64)
             folder = _folder_of_pictures(path, [picture for picture, _ in ids[:1]])
             pictures = FilePictures(folder, [picture for picture, _ in ids])
-            splits[name] = Split(name, pictures, labels, str(sources[name]))
+            splits[name] = TaskSplit(name, pictures, labels, str(sources[name]))
         known = known_task(path.resolve().name, self.name)
         return Task(known.name if known else path.resolve().name, classes, splits, path, self.name)
 

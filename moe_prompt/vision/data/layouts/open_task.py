@@ -21,9 +21,9 @@ from moe_prompt.vision.data.layouts.arrays import IdxLayout, NumpyLayout
 from moe_prompt.vision.data.layouts.folders import ImageFolderLayout
 from moe_prompt.vision.data.layouts.lists import FGVCLayout, VTABLayout
 from moe_prompt.vision.data.layouts.parquet import ParquetLayout
-from moe_prompt.vision.data.tasks import Layout, Task, faults
+from moe_prompt.vision.data.tasks import Task, TaskLayout, faults
 
-LAYOUTS: Mapping[str, Layout] = {
+LAYOUTS: Mapping[str, TaskLayout] = {
     layout.name: layout
     for layout in (VTABLayout(), FGVCLayout(), ParquetLayout(), IdxLayout(), NumpyLayout(), ImageFolderLayout())
 }
@@ -70,7 +70,7 @@ def task_folders(path: str | Path) -> tuple[Path, ...]:
     return tuple(folder for folder in inside if any(layout.describes(folder) for layout in listed))
 
 
-def _recognised(path: Path) -> Layout:
+def _recognised(path: Path) -> TaskLayout:
     tasks = task_folders(path)
     for layout in LAYOUTS.values():
         if layout.describes(path) and not (tasks and layout.name == ImageFolderLayout.name):  # tasks are no classes

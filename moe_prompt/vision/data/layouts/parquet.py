@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from moe_prompt.attention.decoding import Decoded, decode
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.data.decoding import Decoded, decode
 from moe_prompt.vision.data.layouts.folders import ORDER, split_name
 from moe_prompt.vision.data.pictures import Pictures, read_bytes
-from moe_prompt.vision.data.tasks import Layout, Split, Task, numbered_classes
+from moe_prompt.vision.data.tasks import Task, TaskLayout, TaskSplit, numbered_classes
 
 KEPT_BYTES = 2**30
 _SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})\.parquet$")
@@ -31,7 +31,7 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 
 
-class Columns(NamedTuple):
+class ParquetColumns(NamedTuple):
     """Names of the two columns that matter, and of the classes where the file tells them."""
 
     image: str
@@ -40,7 +40,7 @@ class Columns(NamedTuple):
 
 
 @final
-class ParquetLayout(Layout):
+class ParquetLayout(TaskLayout):
     """Parquet exports."""
 
     name = "parquet"
@@ -57,7 +57,7 @@ class ParquetLayout(Layout):
         splits = {}
         for name in sorted(shards, key=lambda name: (*ORDER, name).index(name)):
             source = str(shards[name][0]) + (f" and {len(shards[name]) - 1} more" if len(shards[name]) > 1 else "")
-            splits[name] = Split(name, ParquetPictures(shards[name], columns.image), numbers[name], source)
+            splits[name] = TaskSplit(name, ParquetPictures(shards[name], columns.image), numbers[name], source)
         return Task(path.resolve().stem, classes, splits, path, self.name)
 
 
@@ -101,7 +101,7 @@ def _open(file: Path) -> Any:
         raise InputError(f"{file} cannot be read as Parquet ({error}): bring a whole file.") from error
 
 
-def _columns(file: Path) -> Columns:
+def _columns(file: Path) -> ParquetColumns:
     schema = _open(file).schema_arrow
     told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = told.get("info", {}).get("features", {})
@@ -109,7 +109,7 @@ def _columns(file: Path) -> Columns:
     image = _column(file, schema.names, "Image", kinds, _IMAGE_COLUMNS)
     label = _column(file, schema.names, "ClassLabel", kinds, _LABEL_COLUMNS)
     names = features.get(label, {}).get("names")
-    return Columns(image, label, tuple(map(str, names)) if names else None)
+    return ParquetColumns(image, label, tuple(map(str, names)) if names else None)
 
 
 def _column(file: Path, names: list[str], kind: str, kinds: Mapping[str, Any], usual: tuple[str, ...]) -> str:

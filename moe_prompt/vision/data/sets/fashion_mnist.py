@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +10,14 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_prompt.errors import InputError, require
-from moe_prompt.vision.data.sets.base import SIZES, TEST, ImageSetSource, ImageTask, capped
+from moe_prompt.vision.data.idx import read_idx
+from moe_prompt.vision.data.sets.base import SPLIT_SIZES, TEST, ImageSetSource, ImageTask, capped
 from moe_prompt.vision.data.sets.splits import stratified_split
-from moe_prompt.vision.downloads.archives import BROKEN, member, read_members
+from moe_prompt.vision.downloads.archives import member, read_members
 from moe_prompt.vision.downloads.registries import DebianFile, RegistryFile
 
 FOLDER = "usr/share/datasets/fashion-mnist/"
 CLASSES = ("T-shirt or top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-
-
-def read_idx(content: bytes, name: str) -> NDArray[np.uint8]:
-    """The array of a gzipped idx file of bytes: 0, 0, 8, number of axes, their lengths (big-endian), then the data."""
-    try:
-        raw = gzip.decompress(content)
-    except BROKEN as error:
-        raise InputError(f"{name} cannot be unpacked ({error}): get a whole archive.") from error
-    require(
-        len(raw) >= 4 and raw[:3] == b"\0\0\x08", f"{name} needs to be an idx file of bytes: it starts with others."
-    )
-    start = 4 + 4 * raw[3]
-    shape = np.frombuffer(raw[4:start], dtype=">u4").tolist()
-    require(
-        len(raw) == start + math.prod(shape),
-        f"{name} needs {math.prod(shape)} bytes for shape {shape}: get a whole one.",
-    )
-    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
 
 
 @final
@@ -72,9 +52,9 @@ class FashionMNIST(ImageSetSource):
         tested = {picture.tobytes() for picture in pictures["t10k"]}
         contents = [picture.tobytes() for picture in pictures["train"]]
         pool = np.array([i for i, content in enumerate(contents) if content not in tested])
-        drawn = stratified_split(labels["train"][pool], SIZES, seed, [contents[i] for i in pool])
+        drawn = stratified_split(labels["train"][pool], SPLIT_SIZES, seed, [contents[i] for i in pool])
         test = capped(np.arange(len(labels["t10k"])), labels["t10k"], test_size, seed)
-        chosen = {name: pool[drawn[name]] for name in SIZES}
+        chosen = {name: pool[drawn[name]] for name in SPLIT_SIZES}
         splits = {name: (pictures["train"][at], labels["train"][at]) for name, at in chosen.items()}
         left_out = len(contents) - len(pool)
         yield ImageTask(

@@ -22,7 +22,7 @@ from moe_prompt.vision.data.sets.emoji import Emoji
 from moe_prompt.vision.data.sets.fashion_mnist import FashionMNIST
 from moe_prompt.vision.data.sets.wheels import ChestXRay, Textile
 from moe_prompt.vision.data.writing import write_vtab_task
-from moe_prompt.vision.downloads.registries import CACHE_VARIABLE, Progress, RegistryFile, cache_dir, sha256_of
+from moe_prompt.vision.downloads.registries import CACHE_VARIABLE, RegistryFile, Teller, cache_dir, sha256_of
 
 SETS: Mapping[str, ImageSetSource] = {
     source.name: source for source in (DSprites(), ChestXRay(), Textile(), FashionMNIST(), Emoji())
@@ -37,7 +37,7 @@ def fetch_set(
     seed: int = 0,
     test_size: int | None = None,
     files: Sequence[str | Path] = (),
-    progress: Progress | None = None,
+    progress: Teller | None = None,
 ) -> tuple[Path, ...]:
     """The folders of the tasks of one set, made if they are not there yet.
 
@@ -53,16 +53,16 @@ def fetch_set(
         InputError: a registry cannot be reached, a file has another sha256, or a folder of that name holds something
             else. Nothing is left half made.
     """
-    return fetch(choose("image set", name, SETS), out, seed, test_size, files, progress)
+    return fetch_source(choose("image set", name, SETS), out, seed, test_size, files, progress)
 
 
-def fetch(
+def fetch_source(
     source: ImageSetSource,
     out: Path | None = None,
     seed: int = 0,
     test_size: int | None = None,
     files: Sequence[str | Path] = (),
-    progress: Progress | None = None,
+    progress: Teller | None = None,
 ) -> tuple[Path, ...]:
     """As :func:`fetch_set`, for a set of one's own."""
     require(test_size is None or test_size > 0, f"the test split needs a picture or more: got {test_size}.")
@@ -80,7 +80,7 @@ def fetch(
     return folders
 
 
-def _archives(source: ImageSetSource, files: Sequence[str | Path], progress: Progress | None) -> list[Path]:
+def _archives(source: ImageSetSource, files: Sequence[str | Path], progress: Teller | None) -> list[Path]:
     """The set's files: those given, by their sha256, and the others fetched."""
     given: dict[str, Path] = {}
     wanted = {file.sha256: file for file in source.files}

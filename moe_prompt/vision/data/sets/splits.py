@@ -67,10 +67,10 @@ def _in_hash_order(count: int, seed: int, groups: Sequence[Hashable] | None) -> 
     return list(gathered.values())
 
 
-def joined(*keys: Sequence[Hashable]) -> list[int]:
+def linked(*keys: Sequence[Hashable]) -> list[int]:
     """Groups from several keys: two members are together if they share any key, directly or through others.
 
-    >>> joined(["a", "a", "b", "c"], [1, 2, 2, 3])
+    >>> linked(["a", "a", "b", "c"], [1, 2, 2, 3])
     [0, 0, 0, 3]
     """
     parent = list(range(len(keys[0])))

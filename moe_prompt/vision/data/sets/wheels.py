@@ -12,8 +12,8 @@ from typing import ClassVar, final
 import numpy as np
 
 from moe_prompt.errors import require
-from moe_prompt.vision.data.sets.base import SIZES, TEST, Encoded, ImageSetSource, ImageTask, capped
-from moe_prompt.vision.data.sets.splits import Indices, joined, stratified_split
+from moe_prompt.vision.data.sets.base import SPLIT_SIZES, TEST, Encoded, ImageSetSource, ImageTask, capped
+from moe_prompt.vision.data.sets.splits import Indices, linked, stratified_split
 from moe_prompt.vision.downloads.archives import read_members
 from moe_prompt.vision.downloads.registries import PyPIFile, RegistryFile
 
@@ -76,12 +76,12 @@ class ChestXRay(ImageSetSource):
         """The package's test split; training and validation from its training split, without the test's patients."""
         films = _pictures(archives[0], self.folder, ".jpeg")
         labels, tested = _folders(films, 2, ("NORMAL", "PNEUMONIA")), _folders(films, 3, ("train", "test")) == 1
-        groups = joined([patient(name) for name in films.names], _digests(films))
+        groups = linked([patient(name) for name in films.names], _digests(films))
         test_groups = {group for group, inside in zip(groups, tested, strict=True) if inside}
         shared = np.array([group in test_groups for group in groups]) & ~tested
         pool = np.flatnonzero(~tested & ~shared)
-        drawn = stratified_split(labels[pool], SIZES, seed, [groups[i] for i in pool])
-        chosen = {name: pool[drawn[name]] for name in SIZES}
+        drawn = stratified_split(labels[pool], SPLIT_SIZES, seed, [groups[i] for i in pool])
+        chosen = {name: pool[drawn[name]] for name in SPLIT_SIZES}
         chosen[TEST] = capped(np.flatnonzero(tested), labels, test_size, seed)
         yield ImageTask(
             "chest_xray",
@@ -121,7 +121,7 @@ class Textile(ImageSetSource):
         """800 and 200 for training and validation, the rest to test."""
         pictures = _pictures(archives[0], self.folder, ".jpg")
         labels = _folders(pictures, 2, self.kinds)
-        chosen = stratified_split(labels, SIZES, seed, _digests(pictures), rest=TEST)
+        chosen = stratified_split(labels, SPLIT_SIZES, seed, _digests(pictures), rest=TEST)
         chosen[TEST] = capped(chosen[TEST], labels, test_size, seed)
         yield ImageTask(
             "textile",

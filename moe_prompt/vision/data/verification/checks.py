@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_prompt.vision.data.pictures import FilePictures
-from moe_prompt.vision.data.tasks import UNIONS, Split, Task, class_gaps
+from moe_prompt.vision.data.tasks import UNIONS, Task, TaskSplit, class_gaps
 from moe_prompt.vision.data.verification.inspection import Inspection
 
 SHOWN = 5
@@ -54,7 +54,7 @@ def wrong_unions(task: Task) -> Iterator[str]:
             )
 
 
-def _entries(split: Split) -> list[tuple[str, int]]:
+def _entries(split: TaskSplit) -> list[tuple[str, int]]:
     return [(split.pictures.named(index), int(label)) for index, label in enumerate(split.labels)]
 
 
@@ -63,7 +63,7 @@ def disjoint(first: str, second: str) -> bool:
     return first not in UNIONS.get(second, ()) and second not in UNIONS.get(first, ())
 
 
-def repeated_paths(splits: list[Split]) -> Iterator[str]:
+def repeated_paths(splits: list[TaskSplit]) -> Iterator[str]:
     """The same file twice, in one split or in two."""
     listed = [(split, _files(split)) for split in splits if isinstance(split.pictures, FilePictures)]
     for split, names in listed:
@@ -79,7 +79,7 @@ def repeated_paths(splits: list[Split]) -> Iterator[str]:
             )
 
 
-def _files(split: Split) -> list[str]:
+def _files(split: TaskSplit) -> list[str]:
     return [os.path.normpath(split.pictures.named(index)) for index in range(len(split))]
 
 
@@ -107,7 +107,7 @@ def overlap(first: Inspection, second: Inspection) -> Iterator[str]:
     )
 
 
-def _same_file(first: Split, a: int, second: Split, b: int) -> bool:
+def _same_file(first: TaskSplit, a: int, second: TaskSplit, b: int) -> bool:
     """Files listed twice are told of as such."""
     return os.path.normpath(first.pictures.named(a)) == os.path.normpath(second.pictures.named(b))
 

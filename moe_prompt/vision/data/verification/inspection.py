@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from moe_prompt.errors import InputError
-from moe_prompt.vision.data.tasks import Split
+from moe_prompt.vision.data.tasks import TaskSplit
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class _Look(NamedTuple):
@@ -37,7 +37,7 @@ class Inspection:
     (width, height): what occurred -> the pictures of which it is true.
     """
 
-    split: Split
+    split: TaskSplit
     seen: np.ndarray
     hashes: Mapping[int, bytes]
     unreadable: tuple[str, ...]
@@ -54,7 +54,7 @@ class Inspection:
         return self.split.pictures.named(indices[0])
 
 
-def inspect(split: Split, most: int, seed: int, threads: int) -> Inspection:
+def inspect(split: TaskSplit, most: int, seed: int, threads: int) -> Inspection:
     """Decode `most` pictures of a split, chosen by `seed` where it has more; missing files are left to others."""
     there = np.setdiff1d(np.arange(len(split)), split.pictures.missing())
     if len(there) > most:
@@ -73,7 +73,7 @@ def inspect(split: Split, most: int, seed: int, threads: int) -> Inspection:
     )
 
 
-def _look(split: Split, index: int) -> _Look | str:
+def _look(split: TaskSplit, index: int) -> _Look | str:
     """What a picture is, or the sentence that says why it cannot be read."""
     try:
         decoded = split.pictures.decoded(index)
@@ -84,8 +84,8 @@ def _look(split: Split, index: int) -> _Look | str:
     return _Look(pixels.digest(), decoded.notes, decoded.format, size)
 
 
-def _grouped(pairs: Iterable[tuple[T, int]]) -> Mapping[T, list[int]]:
-    groups: defaultdict[T, list[int]] = defaultdict(list)
+def _grouped(pairs: Iterable[tuple[_T, int]]) -> Mapping[_T, list[int]]:
+    groups: defaultdict[_T, list[int]] = defaultdict(list)
     for key, index in pairs:
         groups[key].append(index)
     return dict(groups)

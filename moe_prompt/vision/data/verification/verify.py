@@ -34,7 +34,7 @@ from moe_prompt.vision.data.verification.checks import (
 )
 from moe_prompt.vision.data.verification.inspection import Inspection, inspect
 
-MOST = 20_000
+MOST_DECODED = 20_000
 """Pictures of a split that are decoded unless told otherwise."""
 
 
@@ -81,7 +81,7 @@ class VerificationReport:
 
 
 def verify(
-    path: str | Path, layout: str | None = None, most: int = MOST, seed: int = 0, threads: int | None = None
+    path: str | Path, layout: str | None = None, most: int = MOST_DECODED, seed: int = 0, threads: int | None = None
 ) -> VerificationReport:
     """Hold a task against itself, and against what is published of it where it is one of the 24.
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.checkpoints.files import read_checkpoint
-from moe_prompt.vision.checkpoints.formats.recognise import FORMATS, StoredTensors, encoder_of
+from moe_prompt.vision.checkpoints.formats.recognise import CHECKPOINT_FORMATS, StoredTensors, encoder_of
 
 KERNEL = "patch_embed.proj.weight"
 
@@ -120,9 +120,13 @@ def test_prefix_is_found_and_the_rest_reported():
 def test_one_family_recognises_each_name():
     for landmark in ("embedding/kernel", KERNEL, "embeddings.patch_embeddings.projection.weight"):
         for prefix in ("", "any.", "any/"):
-            found = [family for family in FORMATS if family.recognises(stored(**{prefix + landmark: torch.ones(1)}))]
+            found = [
+                family
+                for family in CHECKPOINT_FORMATS
+                if family.recognises(stored(**{prefix + landmark: torch.ones(1)}))
+            ]
             assert len(found) == 1 and found[0].landmark == landmark
-        assert not any(family.recognises(stored(**{"my" + landmark: torch.ones(1)})) for family in FORMATS)
+        assert not any(family.recognises(stored(**{"my" + landmark: torch.ones(1)})) for family in CHECKPOINT_FORMATS)
 
 
 GOOGLE = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1"

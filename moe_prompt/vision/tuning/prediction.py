@@ -7,7 +7,7 @@ a random crop is the one from the centre, and nothing is flipped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from moe_prompt.attention.tensor_files import TensorFile
 from moe_prompt.errors import require
 from moe_prompt.vision.checkpoints.loading import LoadReport, load_backbone
-from moe_prompt.vision.data.pictures import Pictures
+from moe_prompt.vision.data.pictures import FilePictures, Pictures
 from moe_prompt.vision.data.preprocessing import Preprocessing, normalise
-from moe_prompt.vision.downloads.registries import Progress
+from moe_prompt.vision.downloads.registries import Teller
 from moe_prompt.vision.methods.base import Method
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import load_tuned, read_notes
@@ -79,7 +79,7 @@ def open_predictor(
     backbone: str | Path,
     method: Method | None = None,
     device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    progress: Teller | None = None,
 ) -> tuple[Predictor, LoadReport]:
     """The predictor in a tuned file, and what the backbone's file held.
 
@@ -97,6 +97,24 @@ def open_predictor(
     vit, report = load_backbone(backbone, (height, width), notes["pooling"], progress=progress)
     classifier, classes = load_tuned(tuned, vit, method)
     return Predictor(classifier.to(device), classes, preprocessing), report
+
+
+def predict(
+    pictures: Sequence[str | Path],
+    tuned: str | Path,
+    backbone: str | Path,
+    method: Method | None = None,
+    device: str | torch.device = "cpu",
+) -> tuple[Prediction, ...]:
+    """The class of each of these picture files, by a tuned file on the backbone that it was tuned on.
+
+    The probabilities are softmax(W f(picture; prompts) + b). `method` is needed where it is the user's own.
+
+    Raises:
+        InputError: naming the file that cannot be used.
+    """
+    predictor, _ = open_predictor(tuned, backbone, method, device)
+    return tuple(predictor(FilePictures("", [str(picture) for picture in pictures])))
 
 
 def _preprocessing(notes: Mapping[str, str], tuned: str | Path) -> Preprocessing:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 from torch._utils import ExceptionWrapper
 
+from moe_prompt.attention import decoding
+from moe_prompt.attention.decoding import PictureError, decode
 from moe_prompt.attention.pictures import read_picture
-from moe_prompt.vision.data import decoding
-from moe_prompt.vision.data.decoding import PictureError, decode
 from tests.builders.planted_tasks import pixels, save
 
 HEIGHT, WIDTH = 5, 7

@@ -15,9 +15,8 @@ A set of pictures is as good as its decoding, so it is fixed here:
 |                                    | picture by its own extremes would make equal numbers unequal colours     |
 | fewer bytes than it should         | refused, also where Pillow could be told to fill the rest with grey      |
 
-All of these but the first line are noted beside the picture, and `verify` counts the notes.
-:func:`moe_prompt.attention.pictures.read_picture` does the same for one picture to look at, except that it stretches
-the numbers that are refused here and keeps no notes.
+All of these but the first line are noted beside the picture, and `classify verify` counts the notes. Where one picture
+is only looked at, integers and floats may be stretched instead of refused.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from moe_prompt.errors import InputError, require
 CMYK = "CMYK, made RGB without a colour profile"
 PALETTE = "drawn with a palette"
 SIXTEEN_BITS = "16-bit grey, divided by 257"
+STRETCHED = "numbers without a white, stretched"
 TRANSPARENT = "partly transparent, laid over white"
 TURNED = "turned upright as their EXIF says, which released pipelines do not do"
 FRAMES = "of several frames, of which the first is used"
@@ -72,8 +72,8 @@ class Decoded(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def decode(data: bytes, name: str) -> Decoded:
-    """The picture in these bytes as RGB.
+def decode(data: bytes, name: str, stretched: bool = False) -> Decoded:
+    """The picture in these bytes as RGB; `stretched` maps numbers without a white to the range from 0 to 255.
 
     Raises:
         PictureError: naming the picture: truncated, no picture, a kind of numbers that has no white, or so large that
@@ -81,11 +81,13 @@ def decode(data: bytes, name: str) -> Decoded:
     """
     try:
         with Image.open(BytesIO(data)) as opened:
-            _refuse(opened.mode, opened.format, name)
+            wide = opened.mode in ("I", "F") and not (opened.mode == "I" and opened.format == "PNG")
+            if not (stretched and wide):
+                _refuse(opened.mode, opened.format, name)
             opened.load()
             whole = data.rfind(_ENDS.get(opened.format or "", b"")) >= 0
             require(whole, "image file is truncated")
-            return _decoded(opened)
+            return _stretched(opened) if wide else _decoded(opened)
     except PictureError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
@@ -121,6 +123,15 @@ def _decoded(opened: Image.Image) -> Decoded:
         notes.append(TURNED)
         picture = picture.transpose(method)
     return Decoded(picture.convert("RGB"), opened.format, opened.mode, tuple(notes))
+
+
+def _stretched(opened: Image.Image) -> Decoded:
+    """Numbers from 0 to 1 (floats) or 65,535 (integers), or from the least to the largest where they go beyond."""
+    grey = np.asarray(opened, dtype=np.float64)
+    require(bool(np.isfinite(grey).all()), "its numbers are not finite")
+    low, high = min(grey.min(), 0.0), max(grey.max(), 1.0 if opened.mode == "F" else 65535.0)
+    picture = Image.fromarray(np.rint(255 * (grey - low) / (high - low)).astype(np.uint8))
+    return Decoded(picture.convert("RGB"), opened.format, opened.mode, (STRETCHED,))
 
 
 def _over_white(picture: Image.Image) -> tuple[Image.Image, bool]:

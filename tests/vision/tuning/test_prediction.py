@@ -9,13 +9,13 @@ from PIL import Image
 
 from moe_prompt.errors import InputError
 from moe_prompt.vision.checkpoints.loading import load_backbone
-from moe_prompt.vision.commands.prediction import open_predictor
 from moe_prompt.vision.data.pictures import FilePictures
 from moe_prompt.vision.data.preprocessing import FGVC, VTAB
 from moe_prompt.vision.methods.by_name import method_named
 from moe_prompt.vision.methods.classifier import Classifier
 from moe_prompt.vision.methods.tuned_file import save_tuned
 from moe_prompt.vision.methods.user_file import method_from_file
+from moe_prompt.vision.tuning.prediction import open_predictor
 from tests.builders.planted_tasks import pixels, save
 from tests.builders.small_files import CONFIG, vit_file
 from tests.vision.methods.test_user_file import OWN, written
