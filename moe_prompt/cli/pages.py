@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -14,6 +14,8 @@ from moe_prompt.errors import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PAGES = Path("README.md"), Path("docs/simulations.md")  # with tables of studies between markers
 
 
 @app.command()
@@ -54,8 +56,15 @@ def figures(
 def theory(
     rows: Rows = RESULTS,
     out: Annotated[Path, typer.Option(help="The Markdown page to write.")] = Path("docs/theory.md"),
+    page: Annotated[
+        Optional[list[Path]],
+        typer.Option(help="A page whose tables between markers are made again; by default the README and docs."),
+    ] = None,
 ) -> None:
-    """Write the page of what theory predicts beside what was measured, from exported rows: half a minute."""
+    """Write the page of what theory predicts beside what was measured, from exported rows: half a minute.
+
+    The tables of studies in other pages, between markers, are made again from the same rows.
+    """
     from moe_prompt.studies.analysis import predictions_page
     from moe_prompt.studies.loading import NAMES, load
     from moe_prompt.theory import families
@@ -64,4 +73,8 @@ def theory(
     measured = [predictions_page.measured(load(name), rows) for name in NAMES]
     pictures = Path(os.path.relpath(FIGURES, out.parent)).as_posix()
     predictions_page.write(predictions_page.document(families.table(), measured, rows.as_posix(), pictures), out)
-    print(out)
+    others = page if page is not None else [path for path in PAGES if path.exists()]
+    for path in others:
+        require(path.exists(), f"no page {path} to make tables in: name one with --page.")
+        predictions_page.refresh(path, measured)
+    print(out, *others, sep="\n")

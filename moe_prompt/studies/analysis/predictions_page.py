@@ -1,8 +1,7 @@
 r"""What theory predicts beside what was measured, as a Markdown page that is made and not written.
 
-For every family of :data:`moe_prompt.theory.families.FAMILIES` its condition, its rates and their constants, computed;
-beside them the slopes of the studies whose cells belong to it, as the cells say themselves. Then the likelihood
-models, cell by cell, by what their studies say of themselves.
+First every family of :data:`moe_prompt.theory.families.FAMILIES` with its condition and its rates, computed. Then every
+study, with a table that sets the slope of each cell beside its prediction.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_prompt.basics.tables import markdown
-from moe_prompt.errors import InputError
+from moe_prompt.errors import InputError, require
+from moe_prompt.studies.analysis.blocks import fill_blocks, slope_words, study_block
 from moe_prompt.studies.analysis.captions import caption
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries, cells_of
 from moe_prompt.studies.base import Quantity, Study
@@ -39,48 +39,15 @@ def measured(study: Study, folder: Path) -> Measured:
     return Measured(study, cells_of(study, rows, notes))
 
 
-# ------------------------------------------------------------------------------------------------ page
+def refresh(path: Path, studies: Sequence[Measured]) -> None:
+    """Make the tables of a page again that stand between markers; InputError for a marker that no study answers."""
+    cells = {found.study.name: found.cells for found in studies}
 
+    def block(name: str) -> str:
+        require(name in cells, f"{path} has a table of {name}: there is no study of that name; mend the marker.")
+        return study_block(cells[name])
 
-def document(reports: Iterable[FamilyReport], studies: Sequence[Measured], source: str, figures: str) -> str:
-    """The page: `source` names the rows, `figures` is the way from the page to the folder of figures."""
-    of_likelihood = [found for found in studies if isinstance(found.study, LikelihoodStudy)]
-    of_families = [found for found in studies if not isinstance(found.study, LikelihoodStudy)]
-    parts = [
-        "# What theory predicts and what was measured",
-        f"Made by `moe-prompt theory` from the rows in `{source}`; change those, not this page.",
-        _HOW_TO_READ,
-        "## Families in the regression model",
-        _families(reports, of_families, figures),
-        "## Studies in the regression model",
-        _HOW_TO_READ_STUDIES,
-        _studies(of_families, figures),
-    ]
-    if of_likelihood:
-        parts += ["## Likelihood models", _HOW_TO_READ_LIKELIHOOD, _studies(of_likelihood, figures)]
-    return "\n\n".join(parts) + "\n"
-
-
-_HOW_TO_READ = """\
-L is the number of prompts of the truth, L' that of the fit. With L' = L least squares errs as n^-1/2 where the Jacobian
-has full rank up to the family's symmetry (gauge), and n times the mean square error of the parameters is then at least
-the noise variance s^2 times the number below. With L' > L the split error falls as n^-1/4 where sigma_2 > 0; where
-sigma_2 = 0 it falls more slowly or not at all; that is derived for one prompt too many and masses bounded below, and to
-leading order. With more the condition is that no sum of splits cancels. Rank, bound and sigma_2 are computed at one
-generic truth per family, as `moe-prompt identifiability` does; the studies' truths are others. A rate is that of a
-family in its own model: it does not say which comes nearer to another's truth. Measured slopes are those of log error
-on log n in the study's window, with bootstrap standard errors."""
-
-_HOW_TO_READ_LIKELIHOOD = """\
-In contaminated the number in brackets is the slope of the Cramér-Rao bound on the study's sizes, at a truth that may
-move with n: it is what an efficient estimator reaches there. The theorem of arXiv 2505.18455 holds over all parameters
-at once and guarantees less near the frozen expert, -1/4 for exp(tau) and -3/8 for the others. In softmax-gaussian it is
-the theorem's exponent."""
-
-_HOW_TO_READ_STUDIES = """\
-In brackets what theory predicts: the exponent of n, "-" where it predicts none, and then, where it gives a constant
-too, what was measured at the largest n over constant * n^exponent. Slopes are those of means, or of medians where that
-is said. Cells in which a family is fitted to another's data have no rate and are not shown."""
+    write(fill_blocks(path.read_text(encoding="utf-8"), block), path)
 
 
 def write(page: str, path: Path) -> None:
@@ -92,75 +59,103 @@ def write(page: str, path: Path) -> None:
         raise InputError(f"cannot write {path} ({error}): name a file you may write with --out.") from None
 
 
-def _families(reports: Iterable[FamilyReport], studies: Sequence[Measured], figures: str) -> str:
-    head = ("family", "rank", "sigma_2", "L' = L", "n MSE / s^2 at least", "measured", "L' > L", "measured", "why")
-    return markdown([head, *(_family(report, studies, figures) for report in reports)])
+# ------------------------------------------------------------------------------------------------ page
 
 
-def _family(report: FamilyReport, studies: Sequence[Measured], figures: str) -> tuple[str, ...]:
-    rank = f"{report.rank} of {report.num_parameters}" + (f", gauge {report.gauge}" if report.gauge else "")
+def document(reports: Iterable[FamilyReport], studies: Sequence[Measured], source: str, figures: str) -> str:
+    """The page: `source` names the rows, `figures` is the way from the page to the folder of figures."""
+    of_likelihood = [found for found in studies if isinstance(found.study, LikelihoodStudy)]
+    of_families = [found for found in studies if not isinstance(found.study, LikelihoodStudy)]
+    reports = list(reports)
+    parts = [
+        "# What theory predicts and what was measured",
+        f"`moe-prompt theory` makes this page from the rows in `{source}`. An edit by hand is lost at the next run.",
+        _INTRODUCTION,
+        "## Families in the regression model",
+        _FAMILIES,
+        markdown([_FAMILY_HEAD, *(_family(report, of_families) for report in reports)]),
+        _WHY,
+        "\n".join(f"- **{report.family}**: {report.reason}" for report in reports),
+        "## Studies in the regression model",
+        _STUDIES,
+        *(_study(found, figures) for found in of_families),
+    ]
+    if of_likelihood:
+        parts += ["## Likelihood models", _LIKELIHOOD, *(_study(found, figures) for found in of_likelihood)]
+    return "\n\n".join(parts) + "\n"
+
+
+_INTRODUCTION = """\
+L is the number of prompts of the truth, and L' is the number of prompts of the fitted model. A fit with L' = L is *exact-specified*, a fit with L' > L is *over-specified*. The other words are explained in the glossary of the documentation.
+
+A rate on this page is the rate at which a family learns a truth of its own. It does not say which of two families comes nearer to a truth of a third."""  # noqa: E501
+
+_FAMILIES = """\
+Rank, bound and sigma_2 are computed at one generic truth of each family, as `moe-prompt identifiability` does. The truths of the studies are others.
+
+- **rank** is the rank of the Jacobian of the function in its parameters. **gauge** counts the directions in which a symmetry moves the parameters and not the function. With L' = L, least squares errs as n^-1/2 if the rank is the number of parameters minus the gauge.
+- **n MSE / s^2 at least** is the Cramér-Rao bound: n times the mean square error of the parameters is at least this number times the variance s^2 of the noise.
+- **sigma_2** says how much the function changes when one prompt splits in two. If it is positive, an over-specified fit learns the split at n^-1/4. If it is 0, the fit learns the split more slowly or not at all. This is derived to leading order, for one prompt too many and masses bounded below. With more prompts too many, the condition is that no sum of splits cancels.
+- **measured in** names the studies with cells of this family; their slopes are below."""  # noqa: E501
+
+_WHY = """\
+Why the rate with L' > L is what it is. Here f is the function of the model, e^b the mass of the prompt that splits, and the direction of a split is named by the parameters that it changes."""  # noqa: E501
+
+_STUDIES = """\
+A number is the slope of log error on log n in the study's window, with its bootstrap standard error; it is the slope of the mean, or of the median where that is said. In brackets stands the slope that theory predicts, "-" where it predicts none. Behind it follows, where theory gives a constant too, the error measured at the largest n over the predicted one. A cell in which a model is fitted to the data of another family has no rate and is left out."""  # noqa: E501
+
+_LIKELIHOOD = """\
+In *contaminated* the predicted slope is that of the Cramér-Rao bound on the study's sizes, at a truth that may move with n. An efficient estimator reaches this slope. The theorem of arXiv 2505.18455 holds over all parameters at once and guarantees less near the frozen expert: -1/4 for exp(tau) and -3/8 for the other parameters. In the *softmax-gaussian* studies the predicted slope is that of the theorem of arXiv 2305.03288."""  # noqa: E501
+
+_FAMILY_HEAD = (
+    *("family", "parameters", "rank", "gauge", "rate, L' = L", "n MSE / s^2 at least"),
+    *("sigma_2", "rate, L' > L", "measured in"),
+)
+
+
+def _family(report: FamilyReport, studies: Sequence[Measured]) -> tuple[str, ...]:
     sigma = "-" if report.sigma_2 is None else f"{report.sigma_2:.2g}" if report.rate == "n^-1/4" else "0"
+    own = [f.study.name for f in studies if any(_belongs(cell, report.family) for cell in f.cells)]
     return (
         report.family,
-        rank,
-        sigma,
+        str(report.num_parameters),
+        str(report.rank),
+        str(report.gauge),
         report.rate_exact,
         f"{report.cramer_rao_trace:.3g}" if report.rate_exact.startswith("n^") else "-",
-        _beside(report.family, False, studies, figures),
+        sigma,
         report.rate,
-        _beside(report.family, True, studies, figures),
-        report.reason,
+        ", ".join(f"[{name}](#{name})" for name in own) or NOT_MEASURED,
     )
 
 
-def _beside(family: str, over: bool, studies: Sequence[Measured], figures: str) -> str:
-    """The slopes of the first two quantities of a family's cells, a line for each cell."""
-    lines = []
-    for found in studies:
-        for cell in found.cells:
-            relation = cell.relation
-            if relation.family == family and (relation.over_specified if over else relation.exact):
-                atoms = f" (L = {relation.true_atoms}, L' = {relation.fitted_atoms})" if over else ""
-                slopes = ", ".join(f"{summary.name} {_slope(summary)}" for summary in cell.summaries[:2])
-                lines.append(f"{_figure(found.study.name, figures)}{atoms}: {slopes}")
-    return "<br>".join(lines) or NOT_MEASURED
+def _belongs(cell: Cell, family: str) -> bool:
+    return cell.relation.family == family and not cell.relation.misspecified
 
 
-def _studies(studies: Sequence[Measured], figures: str) -> str:
-    """A table for each study: every cell with a truth of its own family and every quantity, measured or not."""
-    return "\n\n".join(part for found in studies for part in _study(found, figures))
-
-
-def _study(found: Measured, figures: str) -> tuple[str, ...]:
+def _study(found: Measured, figures: str) -> str:
+    """A section: the claim, a line for every cell with a truth of its own family, and what the rows say together."""
     study = found.study
-    summaries = {(s.cell.truth, s.cell.estimator, s.name): s for s in all_summaries(found.cells)}
-    shown = [c for c in study.cells if not study.relation(*c).misspecified]
+    told = {(s.cell.truth, s.cell.estimator, s.name): s for s in all_summaries(found.cells)}
+    shown = [cell for cell in study.cells if not study.relation(*cell).misspecified]
     quantities = {cell: {q.name: q for q in study.quantities(*cell)} for cell in shown}
     names = list(dict.fromkeys(name for own in quantities.values() for name in own))
-    rows = [("truth", "estimator", *names)]
+    rows = [("truth", "fitted model", *names)]
     for cell, own in quantities.items():
-        rows.append((*cell, *(_against(own.get(name), summaries.get((*cell, name))) for name in names)))
-    head = f"**{_figure(study.name, figures)}**:" if found.cells else f"**{study.name}**, claimed and not measured yet:"
-    parts = (f"{head} {study.claim}.", markdown(rows))
-    return (*parts, caption(study, found.cells)) if found.cells else parts
+        rows.append((*cell, *(_against(own.get(name), told.get((*cell, name))) for name in names)))
+    claim = f"Claim: {study.claim}."
+    if found.cells:
+        claim += f" [Figure]({figures}/{study.name}.png)."
+    parts = [f"### {study.name}", claim if found.cells else f"{claim} It is not measured yet.", markdown(rows)]
+    return "\n\n".join([*parts, caption(study, found.cells)] if found.cells else parts)
 
 
-def _against(quantity: Quantity | None, cell: CellSummary | None) -> str:
+def _against(quantity: Quantity | None, summary: CellSummary | None) -> str:
     """A measured slope and in brackets its prediction and, where there is one, the ratio to the predicted constant."""
     if quantity is None:
         return ""
     predicted = "-" if quantity.slope is None else f"{quantity.slope:g}"
-    if cell is None:
+    if summary is None:
         return f"{NOT_MEASURED} ({predicted})"
-    over = "" if cell.over_prediction is None else f"; {cell.over_prediction:.2f}"
-    return f"{_slope(cell)}{' median' * (quantity.statistic == 'median')} ({predicted}{over})"
-
-
-def _slope(cell: CellSummary) -> str:
-    if cell.slope is None:
-        return "no slope"
-    return f"{cell.slope:.3f}" + ("" if cell.stderr is None else f" ± {cell.stderr:.3f}")
-
-
-def _figure(study: str, figures: str) -> str:
-    return f"[{study}]({figures}/{study}.png)"
+    over = "" if summary.over_prediction is None else f"; {summary.over_prediction:.2f}"
+    return f"{slope_words(summary)}{' median' * (quantity.statistic == 'median')} ({predicted}{over})"

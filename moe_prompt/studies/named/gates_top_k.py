@@ -42,7 +42,7 @@ def build() -> ChoiceStudy:
     base = truth(FAMILIES["VPT, B injective"], 2, NOISE)
     theta = base.theta.clone()
     theta[base.model.slices["b"]] += RAISED
-    own = replace(base, model=replace(base.model, gate=TopKGate(1)), theta=theta)
+    own = replace(base, model=replace(base.model, gate=TopKGate(1)), theta=theta, family=None)
     return ChoiceStudy(
         name="gates-top-k",
         claim="under a top-1 gate the boundary of the choice is learned at 1/n and the rest at n^-1/2",
