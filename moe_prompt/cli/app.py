@@ -15,12 +15,13 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HEL
 study_app = typer.Typer(no_args_is_help=True, help="Rate studies: error against sample size.")
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
 
         print(f"moe-prompt {version('moe-prompt')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
