@@ -131,7 +131,7 @@ class HalfSplit(BadSequence):
 
 @dataclass(frozen=True, eq=False)
 class FreeMapsSplit(BadSequence):
-    """Halves of an atom's mass with equal keys, and values that differ by +-t along `axis` (:func:`free_maps_split`)."""
+    """Halves of an atom's mass with equal keys and values that differ by +-t along `axis`: `free_maps_split`."""
 
     axis: int
 
