@@ -19,7 +19,6 @@ faster.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -27,11 +26,11 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from moe_prompt.attention.block_weights import AttentionWeights, find_block
+from moe_prompt.attention.attention_weights import AttentionWeights
 from moe_prompt.attention.gates import Gate, SoftmaxGate
 from moe_prompt.attention.head_row import RowMixture, row_mixture
 from moe_prompt.attention.prompts import PromptExpert, PromptTokens
-from moe_prompt.errors import InputError, require
+from moe_prompt.errors import require
 
 EVERY_TOKEN = slice(None)  # prompt experts see all tokens
 
@@ -229,33 +228,6 @@ class MultiHeadAttentionMoE(nn.Module):
     ) -> MultiHeadAttentionMoE:
         """A layer with independent N(0, 1 / dim) weights: tokens of unit variance then have scores of unit variance."""
         return cls(AttentionWeights.random(dim, generator, dtype), heads, prompt, gate, prompt_tokens)
-
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        heads: int | None = None,
-        block: int = 0,
-        prompt: PromptExpert | None = None,
-        gate: Gate | None = None,
-        prompt_tokens: slice = EVERY_TOKEN,
-        source: str = "the tensors",
-    ) -> MultiHeadAttentionMoE:
-        """The attention layer of one ViT block, from its named tensors (`attention.block_weights`).
-
-        A file of weights does not hold the number of heads; None assumes the ViT convention of 64 columns a head.
-        Error messages call the tensors by the name `source`.
-
-        Raises:
-            InputError: no such block, tensors that are missing or do not fit, or a wrong number of heads.
-        """
-        weights = find_block(tensors, block, source)
-        width = weights.w_q.shape[1]
-        heads = max(1, width // 64) if heads is None else heads
-        try:
-            return cls(weights, heads, prompt, gate, prompt_tokens)
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from error
 
     def forward(self, tokens: Float[Tensor, "*batch tokens dim"]) -> LayerOutput:
         """The mixtures of every head, and their composition."""

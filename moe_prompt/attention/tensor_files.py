@@ -61,15 +61,6 @@ def checked(tensors: Mapping[str, Tensor], name: str, source: str) -> Tensor:
     return tensor.float() if tensor.itemsize < 4 else tensor
 
 
-def bias_of(tensors: Mapping[str, Tensor], name: str, source: str) -> Tensor:
-    """The bias that belongs to the weight `name`, (out,); zeros if there is none."""
-    bias = name.removesuffix("weight") + "bias"
-    if bias not in tensors:
-        weight = checked(tensors, name, source)
-        return weight.new_zeros(len(weight))
-    return checked(tensors, bias, source)
-
-
 def ends_with(name: str, end: str) -> bool:
     """True if `end` is `name`, or the last of its parts between dots."""
     return name == end or name.endswith("." + end)

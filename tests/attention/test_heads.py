@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from moe_prompt.attention import prompts as experts
+from moe_prompt.attention.attention_weights import AttentionWeights
 from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate, ZeroInitGate
 from moe_prompt.attention.heads import AttentionHeadMoE, MultiHeadAttentionMoE
 from moe_prompt.errors import InputError
@@ -156,15 +157,17 @@ def test_row_mixture_gives_the_rows_scores_and_values(row, prompt):
     assert_close(torch.stack(values), mixture.experts)
 
 
-@pytest.mark.parametrize("names", ["timm", "torch", "transformers", "q_proj"])
 @pytest.mark.parametrize("prompted", [False, True])
-def test_layer_is_torch_multihead_attention(names, prompted):
+def test_layer_is_torch_multihead_attention(prompted):
     dim, heads = 3 * 5, 5
     reference = nn.MultiheadAttention(dim, heads, batch_first=True, dtype=torch.float64)
     for seed, parameter in enumerate(reference.parameters()):
         parameter.data = random(*parameter.shape, seed=seed) / 2
     prompt = experts.PrefixPrompt(PROMPTS, dim, 1.0).double() if prompted else None
-    layer = MultiHeadAttentionMoE.from_tensors(renamed(reference.state_dict(), names), heads, prompt=prompt)
+    maps, biases = reference.in_proj_weight.detach().chunk(3), reference.in_proj_bias.detach().chunk(3)
+    out = reference.out_proj
+    weights = AttentionWeights(*(part.mT for part in maps), out.weight.detach().mT, *biases, out.bias.detach())
+    layer = MultiHeadAttentionMoE(weights, heads, prompt=prompt)
     tokens = random(BATCH, TOKENS, dim)
     keys, values = (
         ([tokens, part.expand(BATCH, -1, -1)] for part in (prompt.key, prompt.value)) if prompted else 2 * [[tokens]]
@@ -177,25 +180,6 @@ def test_layer_is_torch_multihead_attention(names, prompted):
     for h, head in enumerate(layer.heads):
         assert torch.equal(head(tokens).gates, mixture.gates[:, h])
         assert torch.equal(head(tokens).experts, mixture.experts[:, h])
-
-
-def renamed(state: dict[str, torch.Tensor], names: str) -> dict[str, torch.Tensor]:
-    """The weights of nn.MultiheadAttention under the names of another library."""
-    if names == "torch":
-        return {f"encoder.self_attention.{name}": tensor for name, tensor in state.items()}
-    if names == "timm":
-        timm = {name: name.replace("in_proj_", "qkv.").replace("out_proj", "proj") for name in state}
-        return {f"blocks.0.attn.{timm[name]}": tensor for name, tensor in state.items()}
-    prefix, maps, out = {
-        "transformers": ("layer.0.attention.", [f"attention.{m}" for m in ("query", "key", "value")], "output.dense"),
-        "q_proj": ("layers.0.self_attn.", ["q_proj", "k_proj", "v_proj"], "out_proj"),
-    }[names]
-    tensors = {f"{prefix}{out}.{kind}": state[f"out_proj.{kind}"] for kind in ("weight", "bias")}
-    for kind in ("weight", "bias"):
-        tensors |= {
-            f"{prefix}{m}.{kind}": part for m, part in zip(maps, state[f"in_proj_{kind}"].chunk(3), strict=True)
-        }
-    return tensors
 
 
 def test_random_layer_has_scores_of_unit_variance():
@@ -233,12 +217,6 @@ def test_prompts_are_evaluated_once_for_all_heads():
         (lambda: make_head(biases=False).row_mixture(0, 200), "use fewer"),
         (lambda: MultiHeadAttentionMoE.random(10, 3), "number of heads must divide the width"),
         (lambda: MultiHeadAttentionMoE.random(10, 0), "got 0 heads"),
-        (
-            lambda: MultiHeadAttentionMoE.from_tensors(
-                {"attn.qkv.weight": random(30, 10), "attn.proj.weight": random(10, 10)}, 3, source="b.safetensors"
-            ),
-            "b.safetensors: the number of heads",
-        ),
     ],
 )
 def test_bad_input_is_named(act, says):

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_prompt.attention.block_weights import AttentionWeights
+from moe_prompt.attention.attention_weights import AttentionWeights
 from moe_prompt.attention.heads import LayerOutput, MultiHeadAttentionMoE
 from moe_prompt.attention.pictures import read_picture, shifted_boxes
 from moe_prompt.attention.prompts import PromptTokens
