@@ -50,7 +50,9 @@ from .studies.running.result import plot_study as plot_study
 from .studies.running.result import run_study as run_study
 from .theory.identifiability import cramer_rao as cramer_rao
 from .theory.local_geometry import LocalGeometry as LocalGeometry
+from .theory.report import FamilyReport as FamilyReport
 from .theory.report import identifiability_report as identifiability_report
+from .theory.report import report_table as report_table
 from .theory.sigma2 import sigma_2 as sigma_2
 from .theory.split_law import split_law as split_law
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -15,6 +15,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def explained(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows under the names of their columns, and under them a line on the meaning of each column.
+
+    >>> print(explained({"n": "sample size", "D": "loss"}, [("10", "0.5")]))
+    n   D
+    10  0.5
+    <BLANKLINE>
+    n  sample size
+    D  loss
+    """
+    return f"{aligned([tuple(columns), *rows])}\n\n{aligned(list(columns.items()))}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

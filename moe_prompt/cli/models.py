@@ -46,7 +46,7 @@ def identifiability(
     if json_:
         print(json.dumps({"families": [report.to_dict() for report in reports]}, indent=1))
     else:
-        print(report.render(reports))
+        print(report.report_table(reports))
 
 
 def _own_expert(path: str) -> FamilyReport:

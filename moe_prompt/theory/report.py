@@ -21,7 +21,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from moe_prompt.attention.prompts import FlatAdaptivePrompt, PrefixPrompt
-from moe_prompt.basics.tables import aligned
+from moe_prompt.basics.tables import explained
 from moe_prompt.errors import require
 from moe_prompt.measures.alignment import Symmetry
 from moe_prompt.models.gating import TopKMixing
@@ -203,16 +203,27 @@ def as_prefix(model: RegressionModel, theta: Float64[Tensor, "p"], nodes: Nodes)
         return free, token_vector(model, theta, nodes[0][0])
 
 
-def render(reports: Sequence[FamilyReport]) -> str:
-    """The reports as a plain-text table, with a sentence on how to read it."""
-    head = ("family", "p", "rank", "gauge", "cond", "sigma_2", "exact", "over-specified", "least visible split")
-    return f"{aligned([head, *map(_cells, reports)])}\n\n{_HOW_TO_READ}"
+COLUMNS = {
+    "family": "prompt expert, gate and maps",
+    "p": "number of parameters",
+    "rank": "of the Jacobian: how many directions of the parameters move the function",
+    "gauge": "how many directions are symmetries, along which parameters have no meaning",
+    "cond": "largest over smallest singular value of the Jacobian with unit columns",
+    "sigma_2": "how far a split of size 1 moves the function, at least; 0: some split does not show; -: not defined",
+    "exact": "rate of the parameters in a fit with as many prompts as the truth",
+    "over-specified": "rate of the split in a fit with one prompt more",
+    "least visible split": "the direction in which that split shows least",
+}
+
+
+def report_table(reports: Sequence[FamilyReport]) -> str:
+    """The reports as a plain-text table, a line on each column, and what the rates do not say."""
+    return f"{explained(COLUMNS, map(_cells, reports))}\n\n{_HOW_TO_READ}"
 
 
 _HOW_TO_READ = """\
-A fit with as many atoms as the truth errs as n^-1/2 when the rank is p - gauge; with more atoms the split one errs as
-n^-1/4 when sigma_2 > 0, and no sample size finds the split when f does not change along it. Each rate is that of a
-family in its own model: it does not say which family comes nearer to a truth of another."""
+A split is what two fitted prompts make of one true prompt: they share its mass and lie on opposite sides of it. Each
+rate is that of a family in its own model: it does not say which family comes nearer to a truth of another."""
 
 
 def _cells(report: FamilyReport) -> tuple[str, ...]:

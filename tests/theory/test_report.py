@@ -16,7 +16,13 @@ from moe_prompt.models.covariates import Gaussian, Uniform
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.theory.families import EXPERTS, FAMILIES, Family, select, table, vapt
 from moe_prompt.theory.local_geometry import LocalGeometry
-from moe_prompt.theory.report import as_prefix, identifiability_report, remainder_order, render, sharing_is_vacuous
+from moe_prompt.theory.report import (
+    as_prefix,
+    identifiability_report,
+    remainder_order,
+    report_table,
+    sharing_is_vacuous,
+)
 from tests.builders.truths import described, truth_parts
 
 # family -> (exact-specified, over-specified), gauge: the table on paper
@@ -52,7 +58,7 @@ def test_the_table_on_paper():
             assert report.sigma_2 > 1e-4 and report.sigma_2_relaxed > 1e-5, name
     assert reports["VAPT, relu"].sigma_2 is None and "kink" in reports["VAPT, relu"].reason
     assert "free prefix" in reports["reparameterised, maps free, L' <= d"].reason
-    lines = render(list(reports.values())).splitlines()
+    lines = report_table(list(reports.values())).splitlines()
     assert all(line.startswith(name) for line, name in zip(lines[1:], PAPER, strict=False))
     assert max(map(len, lines)) < 180
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_prompt.basics.tables import duration
+from moe_prompt.basics.tables import duration, explained
 from moe_prompt.errors import require
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
 from moe_prompt.studies.analysis.sharpness import WIDTH, scatter, slope_stderr
-from moe_prompt.studies.analysis.tables import PLACE, explained
+from moe_prompt.studies.analysis.tables import PLACE
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.running import runner
 

@@ -25,10 +25,11 @@ from jaxtyping import Float
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
+from moe_prompt.basics.tables import explained
 from moe_prompt.errors import choose, require
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, Errors, all_summaries
 from moe_prompt.studies.analysis.rate_fit import RateFit
-from moe_prompt.studies.analysis.tables import PLACE, explained
+from moe_prompt.studies.analysis.tables import PLACE
 from moe_prompt.studies.base import Study
 
 INTERPOLATED, EXTRAPOLATED = "between sizes", "extrapolated"

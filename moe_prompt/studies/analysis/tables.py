@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
-from moe_prompt.basics.tables import aligned
+from moe_prompt.basics.tables import explained
 from moe_prompt.studies.analysis.cells import Cell, CellSummary, all_summaries
 from moe_prompt.studies.analysis.rate_fit import RateFit
 
@@ -46,19 +46,6 @@ def _line(summary: CellSummary) -> tuple[str, ...]:
         _plus_minus(summary.over_floor, None, 3),
         f"{cell.ends.failed}/{cell.ends.fits}",
     )
-
-
-def explained(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows under the names of their columns, and under them a line on the meaning of each column.
-
-    >>> print(explained({"n": "sample size", "D": "loss"}, [("10", "0.5")]))
-    n   D
-    10  0.5
-    <BLANKLINE>
-    n  sample size
-    D  loss
-    """
-    return f"{aligned([tuple(columns), *rows])}\n\n{aligned(list(columns.items()))}"
 
 
 def _fitted(fit: RateFit | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from moe_prompt.studies.running.row_store import RowStore, connect, explained
+from moe_prompt.studies.running.row_store import RowStore, connect, storage_errors_told
 
 KEY = ("study", "truth", "estimator", "n", "replicate")
 PLACE = {
@@ -65,7 +65,7 @@ class Results:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Whole or not at all, and a sentence where the file is locked or broken."""
-        with explained(self.path), self.connection as db:
+        with storage_errors_told(self.path), self.connection as db:
             yield db
 
     def add(self, rows: Iterable[Row]) -> None:

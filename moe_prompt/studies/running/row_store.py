@@ -59,7 +59,7 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         InputError: the file cannot be written, or it is no database.
     """
-    with explained(path):
+    with storage_errors_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, timeout=PATIENCE)
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -67,7 +67,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def storage_errors_told(path: Path) -> Iterator[None]:
     """Turn what goes wrong with the file meanwhile into an :class:`InputError`."""
     try:
         yield

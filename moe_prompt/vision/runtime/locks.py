@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from moe_prompt.studies.running.row_store import explained
+from moe_prompt.studies.running.row_store import storage_errors_told
 
 _POLL = 0.2  # seconds between two looks at a lock that another process holds
 
@@ -25,7 +25,7 @@ def exclusively(path: Path, wait: bool = True) -> Iterator[None]:
         Busy: another process holds it, and `wait` is False.
         InputError: the file cannot be written.
     """
-    with explained(path):
+    with storage_errors_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = sqlite3.connect(path, timeout=0, isolation_level=None)
     with closing(lock):
@@ -42,7 +42,7 @@ def exclusively(path: Path, wait: bool = True) -> Iterator[None]:
 
 def _taken(lock: sqlite3.Connection, path: Path) -> bool:
     """Whether the lock was free and is now ours."""
-    with explained(path):
+    with storage_errors_told(path):
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_prompt.errors import InputError, require
-from moe_prompt.studies.running.row_store import RowStore, connect, explained
+from moe_prompt.studies.running.row_store import RowStore, connect, storage_errors_told
 
 SEARCH, FINAL = "search", "final"
 PURPOSES = (SEARCH, FINAL)
@@ -100,7 +100,7 @@ class RunTable:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A new connection each time, so that a table can be used after a fork and leaves no file open."""
-        with explained(self.path), closing(connect(self.path)) as db, db:
+        with storage_errors_told(self.path), closing(connect(self.path)) as db, db:
             yield db
 
     def add(self, row: RunRow) -> RunRow:

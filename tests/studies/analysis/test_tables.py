@@ -1,9 +1,10 @@
 """Tables as text: a line for every quantity of a cell, and one on the meaning of every column."""
 
+from moe_prompt.basics.tables import explained
 from moe_prompt.studies.analysis.cells import all_summaries, cells_of
 from moe_prompt.studies.analysis.planning import SLOPES
 from moe_prompt.studies.analysis.sample_complexity import SIZES
-from moe_prompt.studies.analysis.tables import COLUMNS, cells_table, explained
+from moe_prompt.studies.analysis.tables import COLUMNS, cells_table
 from tests.builders.planted_rows import NOTES, planted_rows
 from tests.builders.small_study import study
 
