@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -15,6 +16,10 @@ from moe_prompt.cli.output import RESULTS, Json, Out, save_captioned
 from moe_prompt.errors import require
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moe_prompt.studies.analysis.cells import Cell, CellSummary
+    from moe_prompt.studies.analysis.sample_complexity import NeededSize
     from moe_prompt.studies.base import Study
 
 Name = Annotated[str, typer.Argument(help="A study of `study list`, or a Python file that defines `study`.")]
@@ -101,10 +106,7 @@ def study_show(
     json_: Json = False,
 ) -> None:
     """Slopes, efficiencies and floors of a study, and its figure."""
-    from moe_prompt.studies.analysis import sample_complexity
-    from moe_prompt.studies.analysis.captions import caption, counts
     from moe_prompt.studies.analysis.cells import all_summaries, cells_of
-    from moe_prompt.studies.analysis.tables import cells_table
     from moe_prompt.studies.running import archive
 
     require(target is not None or loss is None, "--loss belongs to a target: give the error you want with --target.")
@@ -112,22 +114,37 @@ def study_show(
     rows, notes, source = archive.load_rows(study, out)
     cells = cells_of(study, rows, notes)
     if target is not None:
-        sizes = sample_complexity.needed_sizes(study, cells, target, loss)
-        told = {"study": study.name, "key": study.key, "target": target, "cells": [s.to_dict() for s in sizes]}
-        text = f"{sample_complexity.needed_sizes_table(sizes)}\nrows   {source}"
-        print(json.dumps(told, indent=1) if json_ else text)
-        return
+        _show_sizes(study, cells, target, loss, f"rows   {source}", json_)
+    elif json_:
+        _print_json(study, all_summaries(cells))
+    else:
+        _show_cells(study, cells, out / f"{study.name}{'-quick' if quick else ''}", f"rows   {source}")
+
+
+def _show_sizes(study: Study, cells: Sequence[Cell], target: float, loss: str | None, source: str, json_: bool) -> None:
+    from moe_prompt.studies.analysis.sample_complexity import needed_sizes, needed_sizes_table
+
+    sizes = needed_sizes(study, cells, target, loss)
     if json_:
-        told = {"study": study.name, "key": study.key, "cells": [s.to_dict() for s in all_summaries(cells)]}
-        print(json.dumps(told, indent=1))
-        return
+        _print_json(study, sizes, target=target)
+    else:
+        print(needed_sizes_table(sizes), source, sep="\n\n")
+
+
+def _show_cells(study: Study, cells: Sequence[Cell], stem: Path, source: str) -> None:
     from moe_prompt.plotting.study_figure import draw_study, figure_note
+    from moe_prompt.studies.analysis.captions import caption, counts
+    from moe_prompt.studies.analysis.tables import cells_table
 
     words = caption(study, cells)
-    print(cells_table(cells), words, counts(cells), sep="\n\n")
-    stem = out / f"{study.name}{'-quick' if quick else ''}"
     figure, *_ = save_captioned(draw_study(study, cells), stem, words, figure_note(cells), (".png",))
-    print(f"\nrows   {source}\nfigure {figure}")
+    print(cells_table(cells), words, counts(cells), f"{source}\nfigure {figure}", sep="\n\n")
+
+
+def _print_json(study: Study, found: Sequence[CellSummary | NeededSize], **told: float) -> None:
+    """The study, its key and one entry for each thing found."""
+    about = {"study": study.name, "key": study.key, **told}
+    print(json.dumps({**about, "cells": [one.to_dict() for one in found]}, indent=1))
 
 
 @study_app.command("export")

@@ -28,7 +28,8 @@ from moe_prompt.attention.prompts import PromptExpert
 from moe_prompt.errors import InputError, require
 from moe_prompt.measures.mixing_measure import MixingMeasure
 from moe_prompt.measures.symmetries import HiddenUnits, NoSymmetry, Symmetry
-from moe_prompt.models.expert_jacobians import Covariate, Family, Parameters, family
+from moe_prompt.models.experts.base import Covariate, ExpertForm, Parameters
+from moe_prompt.models.experts.form_of import form_of
 from moe_prompt.models.gating import Mixing, mixing
 from moe_prompt.models.parameter_blocks import ParameterBlocks
 
@@ -202,7 +203,7 @@ class RegressionModel(ParameterBlocks):
         """The mixtures f_G of a batch of parameter vectors."""
         b, parameters = self.unflatten(theta)
         return Mixture(
-            self.gate, b[..., None], family(self.expert)(self.expert, self.value_map, self.num_tokens, parameters)
+            self.gate, b[..., None], form_of(self.expert)(self.expert, self.value_map, self.num_tokens, parameters)
         )
 
     def blocks(self, jacobian: Tensor) -> Parameters:
@@ -227,7 +228,7 @@ class RegressionModel(ParameterBlocks):
 class Mixture:
     """f_G at fixed parameters, as a function of reduced covariates."""
 
-    def __init__(self, gate: Gate, b: Tensor, prompts: Family) -> None:
+    def __init__(self, gate: Gate, b: Tensor, prompts: ExpertForm) -> None:
         self.gate, self.b, self.prompts, self.mixing = gate, b, prompts, mixing(gate)
 
     def __call__(self, prepared: Prepared, jacobian: Parameters | None = None) -> Tensor:

@@ -11,13 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_prompt.plotting import style
-from moe_prompt.studies.analysis.cells import errors_by_size
-from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.rate_fit import errors_by_size, fit_rate
 
 WINDOWS = ((100, 100_000), (1000, 100_000), (10_000, 100_000))
 STORED = {"two": -0.64}
 """The slope that the stored results of arXiv 2305.03288's public code give."""
-COLUMN, OURS, PUBLISHED = "voronoi_loss", "random starts, to the maximum", "published starts and stop rule"
+COLUMN, OURS, PUBLISHED = "voronoi_loss", "random starts and the maximum", "published starts and stop rule"
 COLOURS = {OURS: style.INK, PUBLISHED: style.LINE}
 MARKS = {"mean": "o", "median": "s"}
 COUNTS = {"two": "two experts fitted to two", "three": "three experts fitted to two"}

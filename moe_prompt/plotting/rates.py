@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_prompt.plotting import style
-from moe_prompt.studies.analysis.cells import Cell, CellSummary, errors_by_size
+from moe_prompt.studies.analysis.cells import Cell, CellSummary
+from moe_prompt.studies.analysis.rate_fit import errors_by_size
 
 MOST = 4  # panels beside each other
 FITTED = {"mean": "--", "median": ":"}

@@ -1,5 +1,7 @@
 """What is drawn in a figure: its lines, its words, the type that it is set in and the room that it takes."""
 
+import re
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,9 +55,8 @@ def check_print(figure: Figure) -> None:
     for legend in figure.legends:
         labels = [text.get_text() for text in legend.get_texts()]
         assert len(labels) == len(set(labels)) > 0
-    letters = [title(axis).split("\n")[-1].split(")")[0] for axis in panels(figure)]
-    firsts = [title(axis).split("(")[1].split(")")[0] for axis in panels(figure)]
-    assert firsts == sorted(firsts, key=lambda x: (len(x), x)) and len(set(firsts)) == len(firsts) == len(letters)
+    letters = [re.search(r"^\(([a-z]+)\)", title(axis), flags=re.M).group(1) for axis in panels(figure)]
+    assert letters[0] == "a" and letters == sorted(set(letters), key=lambda letter: (len(letter), letter))
 
 
 def slopes(drawn) -> np.ndarray:

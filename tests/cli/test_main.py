@@ -313,8 +313,8 @@ def test_plan_by_rows_that_are_there(command, tmp_path):
     path = archive.database(stored(tmp_path / "a"), "small")
     before = rows_of(path)
     code, shown, errors = command("study", "plan", SMALL, "--out", "a", "--jobs", 2, "--width", 0.05)
-    assert code == 0 and errors == "" and "small: 60 fits, 0 of them to be computed" in shown
-    assert "from  60 rows of a/small.sqlite" in shown and "95 % intervals at most 0.0" in shown
+    assert code == 0 and errors == "" and "small: 60 fits, 0 of them" in shown
+    assert "60 rows of a/small.sqlite" in shown and "95 % intervals at most 0.0" in shown
     told = strict(command("study", "plan", SMALL, "--out", "a", "--json")[1])
     assert (
         told["left"] == 0 and len(told["slopes"]) == 6 and told["wanted"] == [] and "a/small.sqlite" in told["source"]
@@ -325,7 +325,7 @@ def test_plan_by_rows_that_are_there(command, tmp_path):
 def test_plan_by_a_pilot_whose_rows_stay(command, tmp_path):
     code, shown, errors = command("study", "plan", SMALL, "--out", "a", "--jobs", 1)
     assert code == 0 and "Traceback" not in errors and "pilot at n = 23, 61" in shown
-    assert "small: 60 fits, 20 of them to be computed" in shown
+    assert "small: 60 fits, 20 of them" in shown
     code, shown, _ = command("study", "run", SMALL, "--out", "a", "--jobs", 1)
     assert code == 0 and "small: 20 new fits" in shown
 
@@ -385,8 +385,9 @@ def test_figures_are_equal_bytes_and_of_the_export_alone(command, monkeypatch, t
     code, shown, _ = command("figures", "--rows", "a", "--out", "one")
     assert code == 0
     assert shown.split() == [
-        f"one/{name}{suffix}" for name in ("small", "bad-sequences") for suffix in (".png", ".pdf")
+        f"one/{name}{suffix}" for name in ("small", "bad-sequences") for suffix in (".png", ".pdf", ".md")
     ]
+    assert "60 fits" in (tmp_path / "one" / "small.md").read_text()
     (tmp_path / "a" / "small.sqlite").unlink()
     assert command("figures", "--rows", "a", "--out", "two")[0] == 0
     for name in ("small", "bad-sequences"):

@@ -12,7 +12,7 @@ so that with A_j = d s_j and V_j = d v_j, both in the atom's own coordinates (lo
     d2T = sum_j { c_j A_j A_j' + g_j (A_j V_j' + V_j A_j') + c_j d2 s_j + g_j d2 v_j } - E a' - a E',
     a = sum_j g_j A_j,   E = sum_j (c_j A_j + g_j V_j).
 
-Only d2 s_j and d2 v_j depend on the kind of expert (`models.expert_hessians`). Along a split of length t, J'J is of
+Only d2 s_j and d2 v_j depend on the kind of expert (`models.experts`). Along a split of length t, J'J is of
 order n t^2 and this term of order s sqrt(n). Both are equally large at t ~ n^{-1/4}, the length of splits in an
 over-specified fit.
 """
@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from moe_prompt.estimation.normal_equations import Problem
-from moe_prompt.models.expert_hessians import curvature
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import Prepared, RegressionModel
 
@@ -64,21 +63,21 @@ class Atoms:
     def __init__(self, model: RegressionModel, theta: Tensor) -> None:
         self.model, self.gate = model, exponential(model.gate, "the second-order term")
         mixture = model.at(theta)
-        self.b, self.family, self.mixing = mixture.b, mixture.prompts, mixture.mixing
+        self.b, self.form, self.mixing = mixture.b, mixture.prompts, mixture.mixing
 
     def blocks(self, prepared: Prepared, y: Tensor, scale: Tensor | None) -> Tensor:
         """sum over samples of d2T in the atoms' coordinates, (K, L, L, q, q)."""
         at = prepared.at
-        done = self.family.evaluate(at)
+        done = self.form.evaluate(at)
         f, g, slope = self.mixing.mix(done.score, self.b, done.value, prepared.log_frozen, prepared.frozen_mean)
         g, r = g[:, :, 0], f - y
         if scale is not None:
             r *= scale.square()
         c = g * ((done.value * r[:, None]).sum(2) - (f * r).sum(1)[:, None])
-        score_rows, value_rows = self.family.rows(at, done, r)
+        score_rows, value_rows = self.form.rows(at, done, r)
         scaled = score_rows if slope is None else score_rows * slope[:, :, None]
         out = _outer(c, g, self._with_bias(scaled, 1.0), self._with_bias(value_rows, 0.0))
-        own = curvature(self.family, at, done, c if slope is None else c * slope, g, r)
+        own = self.form.curvature(at, done, c if slope is None else c * slope, g, r)
         if (bend := self.gate.bend(done.score)) is not None:
             own += (score_rows * (c * bend)[:, :, None]) @ score_rows.mT
         first, index = int(self.model.gating_bias), torch.arange(len(self.b[0]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_prompt.attention.gates import SoftmaxGate, TopKGate
 from moe_prompt.attention.prompts import ConstantPrompt, PrefixPrompt
 from moe_prompt.errors import require
-from moe_prompt.models.expert_jacobians import family
+from moe_prompt.models.experts.form_of import form_of
 from moe_prompt.models.regression import Prepared, RegressionModel
 
 
@@ -48,7 +48,7 @@ class Sample:
         """Rows (a, n) with which the score plus bias of atom j at observation i is theta_j . rows[:, i]."""
         unit = torch.eye(self.places.shape[1], dtype=self.y.dtype)
         b, parameters = self.single.unflatten(unit)
-        one = family(self.single.expert)(self.single.expert, self.single.value_map, 1, parameters)
+        one = form_of(self.single.expert)(self.single.expert, self.single.value_map, 1, parameters)
         return one.evaluate(self._repeated(len(unit)).at).score[:, 0] + b
 
     def joined(self, theta: Tensor) -> Tensor:

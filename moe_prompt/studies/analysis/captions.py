@@ -34,7 +34,7 @@ def counts(cells: Sequence[Cell]) -> str:
     low, high = cells[0].window
     told = [f"{failed:,} did not converge", f"{boundary:,} ended on the boundary of the parameter box"]
     told += (
-        [f"in {sum(missed):,} the truth fits the data better than the estimate, and more may be local minima unseen"]
+        [f"in {sum(missed):,} the truth fits the data better than the estimate, and more may be at a local minimum"]
         if missed
         else []
     )
@@ -70,7 +70,7 @@ def _met(sloped: Sequence[CellSummary], off: Sequence[CellSummary]) -> str:
     every = "Both" if len(sloped) == 2 else f"All {len(sloped)}"
     met = f"{len(sloped) - len(off)} of the {len(sloped)}" if off else every
     errors = _range([s.stderr for s in sloped], 3)
-    words = f"{met} slopes lie within three standard errors (of {errors}) of the predicted ones"
+    words = f"{met} slopes lie within three standard errors, each {errors}, of the predicted ones"
     if 0 < len(off) <= NAMED:
         words += f"; the exception{'s are' if len(off) > 1 else ' is'} {' and '.join(map(_named, off))}"
     return words

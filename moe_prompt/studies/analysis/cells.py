@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_prompt.studies.analysis.rate_fit import RateFit, fit_rate
+from moe_prompt.studies.analysis.rate_fit import RateFit, errors_by_size, fit_rate
 from moe_prompt.studies.base import Quantity, Relation, Study
 from moe_prompt.studies.running.database import limits_note
 
@@ -231,11 +231,6 @@ def cells_of(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> tupl
 def all_summaries(cells: Iterable[Cell]) -> list[CellSummary]:
     """Cell by cell, quantity by quantity."""
     return [summary for cell in cells for summary in cell.summaries]
-
-
-def errors_by_size(rows: pd.DataFrame, column: str) -> dict[int, np.ndarray]:
-    """n -> finite values of a column."""
-    return {int(n): group.to_numpy(float) for n, group in rows[np.isfinite(rows[column])].groupby("n")[column]}
 
 
 def _efficiency(n: int, group: pd.DataFrame, limits: Mapping[str, Any]) -> dict[str, float | None]:

@@ -223,11 +223,12 @@ def _slope_line(slope: SlopePlan) -> tuple[str, ...]:
 
 def plan_text(forecast: Plan, study: Study, source: str) -> str:
     """The plan in words and a table."""
+    core, wall = duration(3600 * forecast.core_hours), duration(3600 * forecast.wall_hours)
     lines = [
-        f"{forecast.study}: {forecast.fits} fits, {forecast.left} of them to be computed",
-        f"cost  {duration(3600 * forecast.core_hours)} of one core beside the cells' limits, "
-        f"{duration(3600 * forecast.wall_hours)} with {forecast.jobs} workers",
-        f"from  {source}",
+        f"{forecast.study}: {forecast.fits:,} fits, {forecast.left:,} of them still to be computed",
+        f"cost   {core} on one core, {wall} with {forecast.jobs} workers; "
+        "what theory predicts for each cell is computed beside that",
+        f"source {source}",
         "",
         explained(SLOPES, map(_slope_line, forecast.slopes)),
     ]
@@ -236,9 +237,9 @@ def plan_text(forecast: Plan, study: Study, source: str) -> str:
 
 def _wanted(designs: Sequence[Design], study: Study) -> list[str]:
     """A line for each design."""
-    lines = ["", f"95 % intervals at most {designs[0].width:.3g} wide on every predicted slope take"] if designs else []
+    lines = ["", f"For 95 % intervals at most {designs[0].width:.3g} wide on every predicted slope:"] if designs else []
     for found in designs:
         new = sorted(set(found.sizes) - set(study.sizes))
-        sizes = f", with n = {', '.join(map(str, new))} added and in the window" if new else ""
-        lines.append(f"  {found.replicates} replicates{sizes}: {duration(3600 * found.core_hours)} of one core in all")
+        sizes = f", with the sizes n = {', '.join(map(str, new))} added" if new else ""
+        lines.append(f"  {found.replicates} replicates{sizes}: {duration(3600 * found.core_hours)} on one core in all")
     return lines

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 
@@ -25,6 +26,11 @@ class RateFit:
 
     def line(self, n: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.exp(self.intercept) * np.asarray(n, float) ** self.slope
+
+
+def errors_by_size(rows: pd.DataFrame, column: str) -> dict[int, np.ndarray]:
+    """n -> finite values of a column."""
+    return {int(n): group.to_numpy(float) for n, group in rows[np.isfinite(rows[column])].groupby("n")[column]}
 
 
 def fit_rate(

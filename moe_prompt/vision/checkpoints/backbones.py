@@ -1,4 +1,4 @@
-"""Pre-trained backbones by name: the papers' files, models of the hub, and one that a package index alone can give.
+"""Pre-trained backbones by name: the files of the papers, models of the hub, and one from the Python package index.
 
 The papers' three files are those of VPT and VAPT (arXiv 2203.12119, 2501.18936), known by the first digits of their
 md5. `dinov2-small-derived` is the encoder inside a saliency model on the Python package index: a DINOv2 ViT-S/14
@@ -225,7 +225,7 @@ def locate(name_or_path: str | Path, progress: Teller | None = None) -> Path:
 
 
 def md5_of(path: Path) -> str:
-    """The md5 of a file, by which the papers know theirs."""
+    """The md5 of a file, by which the files of the papers are identified."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):

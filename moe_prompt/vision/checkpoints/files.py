@@ -1,4 +1,4 @@
-"""A checkpoint file of any kind as named tensors; its kind is told from its first bytes, and nothing is unpickled.
+"""Read a checkpoint of any kind as named tensors. The first bytes tell the kind, and nothing is unpickled.
 
 | kind         | how it is read                                                                                   |
 |--------------|--------------------------------------------------------------------------------------------------|

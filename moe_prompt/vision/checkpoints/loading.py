@@ -1,4 +1,4 @@
-"""Pre-trained vision transformers from files, from the hub and by name, with a report of what a file held."""
+"""Load pre-trained vision transformers from files, from the hub or by name, and report what the file contained."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from moe_prompt.vision.vit.transformer import VIT_SIZES, VisionTransformer, ViTC
 __all__ = ["BACKBONES", "LoadReport", "NamedBackbone", "fetch_backbone", "load_backbone"]
 
 _OPTIONAL = re.compile(r"(fc_)?norm\.weight|.*\.bias")
-"""What a file may lack everywhere: a norm's scale is then one and a bias zero, which is what not having them means."""
+"""Tensors that a file may lack: the scale of a norm is then one and a bias zero."""
 
 _AXES = {
     "patch_embed.proj.weight": 4,
@@ -43,10 +43,10 @@ _AXES = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a checkpoint was, and what was made of it.
+    """What a checkpoint contained, and how it was used.
 
-    `missing` were not in the file and stand at zero (biases) or one (scales of norms); `unexpected` were in it and not
-    used, beyond the heads, decoders and projectors that the notes name.
+    `missing` tensors were not in the file and are zero (biases) or one (scales of norms). `unexpected` tensors were in
+    the file and not used, apart from heads, decoders and projectors, which the notes name.
     """
 
     source: str
@@ -58,7 +58,7 @@ class LoadReport:
     notes: tuple[str, ...]
 
     def sentence(self) -> str:
-        """All of it for a reader."""
+        """The whole report as one sentence."""
         said = [
             f"missing: {_some(self.missing)}",
             f"unexpected: {_some(self.unexpected)}",
@@ -107,7 +107,7 @@ def load_backbone(
 
 
 def _sizes(tensors: Mapping[str, Tensor], encoder: Encoder, source: str, heads: int | None, pooling: str) -> ViTConfig:
-    """Sizes of the file, at its own grid of positions."""
+    """Sizes of the ViT in the file, with its own grid of positions."""
     for name, axes in _AXES.items():
         require(
             name not in tensors or tensors[name].ndim == axes,

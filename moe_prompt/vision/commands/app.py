@@ -1,4 +1,4 @@
-"""`moe-prompt classify`: real pictures and pre-trained ViTs, from a file on disk to a table."""
+"""The commands of `moe-prompt classify`: real pictures and pre-trained ViTs, from files on disk to a table."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from moe_prompt.vision.commands.training import train_command, tune_command
 
 classify_app = typer.Typer(
     no_args_is_help=True,
-    help="Pictures: fetch and verify sets, train, tune, report and predict. Exit codes: 1 a training failed, 2 bad "
-    "input, 130 stopped.",
+    help="Classify pictures: fetch and verify sets, train, tune, report, predict. Exit codes: 1 if a training failed, "
+    "2 for wrong input, 130 if stopped.",
 )
 
 
@@ -39,7 +39,7 @@ def list_command() -> None:
 
 
 @classify_app.command("fetch")
-@stoppable("nothing is left half made, run again to begin anew")
+@stoppable("no half-made file is left; run the command again")
 def fetch_command(
     name: Annotated[str, typer.Argument(help="A backbone or picture set of `classify list`, or a name on the hub.")],
     out: Annotated[
@@ -52,7 +52,7 @@ def fetch_command(
         Optional[int], typer.Option("--test-size", help="At most so many test pictures; all of the set's by default.")
     ] = None,
 ) -> None:
-    """Bring a backbone or a picture set, check its hash, keep it, and print where it is."""
+    """Download a backbone or a picture set, check its hash, keep it, and print where it is."""
     from moe_prompt.vision.checkpoints.backbones import BACKBONES, fetch_backbone, locate
     from moe_prompt.vision.data.sets.fetch import SETS, fetch_set
 
@@ -72,7 +72,7 @@ def fetch_command(
 
 
 @classify_app.command("verify")
-@stoppable("run again to begin anew")
+@stoppable("run the command again")
 def verify_command(
     data: Annotated[Path, typer.Option("--data", help="A task in any layout.")],
     most: Annotated[
@@ -80,9 +80,9 @@ def verify_command(
     ] = 2000,
     json_: given.AsJson = False,
 ) -> None:
-    """Counts, classes, overlap of splits, unreadable and re-encoded files, against what is published.
+    """Check a task: counts, classes, overlap of splits, unreadable and re-encoded files, against published values.
 
-    A task with a problem is exit code 2.
+    The exit code is 2 if the task has a problem.
     """
     from moe_prompt.vision.data.verification.verify import verify
 
@@ -108,7 +108,7 @@ def report_command(
     ] = None,
     export: Annotated[Optional[Path], typer.Option("--export", help="Also write the rows to this CSV file.")] = None,
 ) -> None:
-    """Mean and standard deviation per task, group means, cost, and the published numbers beside."""
+    """Print means and standard deviations per task, group means and costs, beside the published numbers."""
     from moe_prompt.vision.report.report import tuning_report
     from moe_prompt.vision.tuning.run_table import read_rows, write_rows
 
@@ -121,7 +121,7 @@ def report_command(
 
 
 @classify_app.command("predict")
-@stoppable("run again to begin anew")
+@stoppable("run the command again")
 def predict_command(
     pictures: Annotated[list[str], typer.Argument(help="Files of pictures.")],
     tuned: Annotated[Path, typer.Option("--tuned", help="A file tuned.safetensors of a training.")],
@@ -132,7 +132,7 @@ def predict_command(
     device: given.Device = "auto",
     json_: given.AsJson = False,
 ) -> None:
-    """The class of each picture and its probability, by a tuned file."""
+    """Print the class of each picture and its probability, by a tuned file."""
     from moe_prompt.vision.commands.assembly import usable_device
     from moe_prompt.vision.data.pictures import FilePictures
     from moe_prompt.vision.methods.user_file import method_from_file
@@ -143,11 +143,7 @@ def predict_command(
     say(loaded.sentence())
     found = predictor(FilePictures("", pictures))
     if json_:
-        told = [
-            {"picture": p.picture, "class": p.name, "probability": p.probability, "probabilities": p.probabilities}
-            for p in found
-        ]
-        show_json({"tuned": str(tuned), "classes": predictor.classes, "pictures": told})
+        show_json({"tuned": str(tuned), "classes": predictor.classes, "pictures": [p.to_dict() for p in found]})
         return
     widths = max(map(len, pictures)), max(map(len, predictor.classes))
     for p in found:

@@ -1,6 +1,6 @@
-"""From what a user types to what runs: a task, a method with its options, a training recipe, a backbone.
+"""From the words of a command to objects: a task, a method with its options, a training recipe, a backbone.
 
-Words are checked before a backbone is loaded, and a backbone is loaded before a picture is decoded.
+Options are checked before a backbone is loaded, and the backbone is loaded before a picture is decoded.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ At 0.02 no prompts are at chance. After 100 epochs a linear probe is within 6 po
 
 @dataclass(frozen=True)
 class ProblemOptions:
-    """Which backbone sees which pictures, in the words of the command line; None: as the file or the recipe says."""
+    """Backbone, picture size and shares of the data, as given on the command line; None: as the file or recipe says."""
 
     backbone: str
     image: int | None = None
@@ -96,7 +96,7 @@ def preprocessing_of(task: Task, size: tuple[int, int], normalisation: str | Non
 
 
 def published_name(task: Task) -> str:
-    """The name that recipes know it by, where the task is one of the 24, else its own."""
+    """The name under which recipes know the task if it is one of the 24, else its own name."""
     return task.known.name if task.known else task.name
 
 
@@ -139,9 +139,9 @@ def chosen_method(task: str, name: str, options: Sequence[str]) -> Method:
 def chosen_recipe(task: str, optimizer: str, changes: Mapping[str, Any]) -> TrainingRecipe:
     """The training recipe of a task for a method's optimizer, with what is not None in `changes` put in its place.
 
-    Of another number of epochs a tenth is warm-up, rounded up and no more than the recipe's: SGD at the rates of the
-    papers diverges from its first step without. Learning rate and weight decay are those of :data:`UNSEARCHED` unless
-    given; a search puts its own in their place.
+    If another number of epochs is given, a tenth of them (rounded up, at most the recipe's) is warm-up: without it SGD
+    diverges at the papers' learning rates. Learning rate and weight decay are those of :data:`UNSEARCHED` unless given;
+    a search replaces them.
 
     >>> [chosen_recipe("svhn", "sgd", {"epochs": epochs}).warmup for epochs in (1, 2, 10, 11, 100, 200)]
     [1, 1, 1, 2, 10, 10]
@@ -166,7 +166,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _of_kind(kind: str, name: str, value: Any) -> Any:
-    """The value of an option, if it is of the kind that its field has."""
+    """The value of an option, once it is checked to be of the type of its field."""
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}
     wanted = {"int": int, "float": int | float, "bool": bool, "str": str}
     fits = isinstance(value, wanted[kind]) and (kind == "bool" or not isinstance(value, bool))

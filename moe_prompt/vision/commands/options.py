@@ -1,6 +1,6 @@
-"""What the commands of `moe-prompt classify` have in common: their options, and how they speak.
+"""Options that several commands of `moe-prompt classify` share, and how the commands print.
 
-Results go to standard output, everything else to the other one. Under `torchrun` the first process speaks for all.
+Results go to standard output, messages to standard error. Under `torchrun` only the first process prints.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ Image = Annotated[
 Pooling = Annotated[str, typer.Option("--pooling", help="cls, or avg: the mean of the patch tokens.")]
 Epochs = Annotated[Optional[int], typer.Option("--epochs", help="Epochs; the recipe's by default, as a rule 100.")]
 BatchSize = Annotated[Optional[int], typer.Option("--batch", help="Pictures a step; the recipe's by default.")]
-Accumulate = Annotated[Optional[int], typer.Option("--accumulate", help="Pieces that a step is computed in.")]
+Accumulate = Annotated[
+    Optional[int], typer.Option("--accumulate", help="In how many pieces a step is computed, to save memory.")
+]
 Precision = Annotated[str, typer.Option("--precision", help="float32, bf16 or fp16.")]
 ClassWeights = Annotated[
     Optional[str],
@@ -53,18 +55,18 @@ Share = Annotated[float, typer.Option("--share", help="Share of the training pic
 TestShare = Annotated[float, typer.Option("--test-share", help="Share of the test pictures, stratified by class.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 RunsFolder = Annotated[
-    Path, typer.Option("--out", help="Folder of runs: rows, logs, tuned files. The same command goes on there.")
+    Path, typer.Option("--out", help="Folder of runs: rows, logs, tuned files. The same command continues there.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def speaks() -> bool:
-    """Whether this is the only process, or the first of those that `torchrun` started."""
+    """Whether this process prints: it is the only one, or the first that `torchrun` started."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(sentence: str) -> None:
-    """Tell on standard error."""
+    """Print a message to standard error."""
     if speaks():
         print(sentence, file=sys.stderr)
 
@@ -97,8 +99,8 @@ def watched(name: str) -> AbstractContextManager[TrainingProgress]:
 
 
 @contextmanager
-def stoppable(advice: str = "what was computed is saved, run again to go on") -> Iterator[None]:
-    """Control-C is a sentence and exit code 130; around a command, it is there from its first moment to its last."""
+def stoppable(advice: str = "what was computed is saved; run the command again to continue") -> Iterator[None]:
+    """Turn Control-C during a command into a sentence and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:  # here and not in `main`, as Typer makes a silent exit of it on the way

@@ -1,4 +1,4 @@
-"""The whole path in a minute or two, with nothing but the package: from pictures on disk to a table.
+"""The whole path from pictures to a table in a minute or two, with nothing to download.
 
     1. scikit-learn's digits, 1,797 real handwritten ones of 8 x 8 pixels, are written as two tasks in the VTAB layout:
        0 to 4 to pre-train on, 5 to 9 to tune on.
@@ -6,8 +6,8 @@
     3. Linear probe, VPT-deep and VAPT are searched on validation pictures of the second, each by as many trials, and
        trained and tested with several seeds.
 
-Everything is trained here and now, and seeded: the same machine gives the same table. It shows that the path works. It
-is no evidence on the methods: the backbone has seen 700 pictures, and the task is easy.
+Everything is trained on the spot and seeded, so the same machine gives the same table. It shows that the path works. It
+is no evidence for or against a method: the backbone has seen only 700 pictures, and the task is easy.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Demonstration:
 
 
 def demonstrate(folder: str | Path, tell: Teller = untold) -> Demonstration:
-    """Run the whole path in `folder`; a run that was stopped goes on, and one that is done is read.
+    """Run the whole path in `folder`. An interrupted run continues, and a finished one is read.
 
     Raises:
         InputError: `folder` cannot be written.
@@ -94,7 +94,7 @@ def demonstrate(folder: str | Path, tell: Teller = untold) -> Demonstration:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread meanwhile: matrices this small are slower on two, and many times so beside another program."""
+    """Use one thread: several are slower on matrices this small, the more so beside another program."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moe_prompt.vision.tuning.tune import Tuned
 
 EXIT_FAILED = 1
-"""Exit code where trainings were carried out, and one of them has no result."""
+"""Exit code of a command of which a training gave no result."""
 TUNED = ("linear", "vpt-deep", "vapt")
 
 
@@ -68,9 +68,9 @@ def train_command(
     ] = False,
     json_: given.AsJson = False,
 ) -> None:
-    """Train once on all training pictures and test after the last epoch; started again, it goes on.
+    """Train once on all training pictures and test after the last epoch. Run again, the command continues.
 
-    Nothing is searched here: see `tune` for numbers to report.
+    Nothing is searched here; use `tune` for numbers to report.
     """
     if quick:
         _demonstrate(locals(), out)
@@ -149,9 +149,9 @@ def tune_command(
     device: given.Device = "auto",
     out: given.RunsFolder = RUNS,
 ) -> None:
-    """Search on validation pictures, then train the best with five seeds and test each once; print the report.
+    """Search on validation pictures, train the best setting with five seeds, test each once, and print the report.
 
-    Several processes with the same command share the work, and one that was stopped or killed goes on.
+    Several processes with the same command share the work. An interrupted command continues when it is run again.
     """
     require(data is not None, "tune needs --data, a folder of pictures.")
     assert data is not None
@@ -193,7 +193,7 @@ def tune_command(
 
 
 def _opened(task: Task, setting: ProblemOptions, out: Path) -> TuningProblem:
-    """A task with its backbone, and a word on both; a folder that cannot be written is told before the decoding."""
+    """Open a task with its backbone and describe both. Whether the folder can be written is checked first."""
     from moe_prompt.vision.commands import assembly
     from moe_prompt.vision.data.tasks import REST_SPLIT
     from moe_prompt.vision.tuning.run_table import RunTable
@@ -211,7 +211,7 @@ def _opened(task: Task, setting: ProblemOptions, out: Path) -> TuningProblem:
 
 
 def _tell(found: list[Tuned], errors: dict[str, InputError], out: Path) -> None:
-    """The report of the methods that have results; then, once each, why others have none."""
+    """Print the report of the methods that have results, then why the others have none."""
     from moe_prompt.vision.report.report import tuning_report
     from moe_prompt.vision.tuning.runs import DATABASE
 
@@ -248,7 +248,7 @@ def _told(row: RunRow) -> str:
 
 
 def _tell_failures(rows: list[RunRow]) -> None:
-    """A training without a result is a row like any other, and the command says so."""
+    """Say which trainings gave no result, and end with :data:`EXIT_FAILED` if there are any."""
     failed = [row for row in rows if row.failed]
     if failed:
         which = "the training" if len(rows) == 1 else f"{len(failed)} of {len(rows)} trainings"

@@ -1,4 +1,4 @@
-"""The 19 tasks of VTAB-1K and the five of FGVC: classes, pictures in each split, sizes; what a folder is held against.
+"""What is published of the 19 tasks of VTAB-1K and the five of FGVC: classes, pictures in each split, picture sizes.
 
 References:
     arXiv 1910.04867 (VTAB: tasks, classes, test sets; 800 + 200 pictures to train on); 2203.12119 (VPT: the splits of
@@ -16,10 +16,10 @@ FGVC_SOURCE = "arXiv 2203.12119"
 
 @dataclass(frozen=True)
 class KnownTask:
-    """What is published of a task: `counts` is pictures per split, `side` (width, height) where all have one size.
+    """What is published of a task. `counts` is pictures per split; `side` is (width, height) if all have one size.
 
-    `lossless`: the original pictures are not JPEG. `twins`: the original set itself holds equal pictures, so that some
-    of the training pictures come again in the test. `gaps`: 1,000 pictures drawn from it do not hold every class.
+    `lossless`: the original pictures are not JPEG. `twins`: the original set contains equal pictures, so that some
+    training pictures occur in the test as well. `gaps`: the 1,000 training pictures do not contain every class.
     """
 
     name: str

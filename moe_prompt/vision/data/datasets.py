@@ -1,7 +1,8 @@
-"""A split as a PyTorch dataset of bytes and labels: decoded in the workers, or decoded once and kept in memory.
+"""A split as a PyTorch dataset of bytes and labels, decoded by the workers, or once and then kept in memory.
 
-A picture is uint8 (3, height, width) until it is in a batch; :func:`moe_prompt.vision.data.preprocessing.normalise`
-makes numbers of it there. A test set of 73,728 pictures of 224 x 224 is 11 GB as bytes and 44 GB as float32.
+A picture stays uint8 (3, height, width) until it is in a batch, where
+:func:`moe_prompt.vision.data.preprocessing.normalise` turns it into floating-point numbers. A test set of 73,728
+pictures of 224 x 224 is 11 GB as bytes and would be 44 GB as float32.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ MOST_BYTES = 4 * 2**30
 class SplitDataset(torch.utils.data.Dataset[tuple[Tensor, int]], ABC):
     """(uint8 (3, height, width), label) for every picture of a split.
 
-    In training, crops and flips depend on (seed, epoch, index) alone. Each process has an epoch of its own: a worker
-    takes over the one that was set before it started, and one that lives through several epochs must be told each
-    (one shared by all would change under a worker that still reads the epoch before).
+    In training, crops and flips depend on (seed, epoch, index) alone. Each process keeps its own epoch: a worker starts
+    with the epoch that was set before, and must be told each later one with `set_epoch`.
     """
 
     def __init__(self, split: TaskSplit, preprocessing: Preprocessing, training: bool, seed: int = 0) -> None:
@@ -77,7 +77,7 @@ class PictureDataset(SplitDataset):
 
 @final
 class InMemoryDataset(SplitDataset):
-    """Pictures decoded once: the whole of them where nothing is random, else resized and not yet cropped."""
+    """Pictures decoded once. Where crops or flips are random, pictures are kept as they are before the crop."""
 
     def __init__(self, of: SplitDataset, pixels: Tensor | list[Tensor]) -> None:
         super().__init__(of.split, of.preprocessing, of.training, of.seed)

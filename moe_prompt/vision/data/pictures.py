@@ -1,6 +1,6 @@
-"""Sequences of pictures that are decoded when they are asked for: files, one array of bytes, or some of another.
+"""Sequences of pictures that are decoded when they are asked for: files, an array, or part of another sequence.
 
-A sequence goes to worker processes as names and places, not as pictures: workers decode, and nothing is copied.
+Worker processes receive the names of the pictures and decode them; no decoded picture is copied between processes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-r"""Preprocessing as data: how a picture becomes (3, H, W) bytes, and how bytes become the numbers a backbone wants.
+r"""Preprocessing: how a picture becomes (3, H, W) bytes, and how bytes become the input of a backbone.
 
 The two of the papers (arXiv 1910.04867 and 2203.12119):
 
     VTAB   bilinear resize to size x size, nothing else
     FGVC   shorter side to 256 (at 224), then a random crop of 224 and a random flip; tests: the centre crop, no flip
 
-Pictures stay bytes until they are in a batch; then x -> (x / 255 - mean) / std by a normalisation that has a name.
-A random crop is a function of (seed, epoch, index) alone: workers, resuming and other pictures change nothing.
+Pictures stay bytes until they are in a batch, and are then normalised: x -> (x / 255 - mean) / std.
+A random crop depends on (seed, epoch, index) alone, not on workers, resuming or other pictures.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def draw_for(seed: int, epoch: int, index: int) -> Draw:
 class Preprocessing:
     """From a picture to (3, height, width) bytes.
 
-    `shorter` resizes the shorter side to so many pixels and keeps the shape; without it the picture is resized to
-    `size` whatever its shape. `crop` cuts `size` out of that: at random while training and from the centre in tests
-    (``random``), or always from the centre. `flip` mirrors half of the training pictures.
+    With `shorter`, the shorter side is resized to that many pixels and the shape is kept; without it the picture is
+    resized to `size`, whatever its shape. `crop` then cuts out `size`: ``random`` cuts at random in training and from
+    the centre in tests, ``centre`` always from the centre. `flip` mirrors half of the training pictures.
 
-    Resizing is bilinear. With `antialias` a picture that shrinks is averaged over what falls on a pixel, as Pillow and
-    torchvision do; without, only the four nearest pixels count, as in the TensorFlow pipeline of the released VTAB
-    runs. The two are the same for pictures that grow (CIFAR, SVHN, dSprites, ... at 224).
+    Resizing is bilinear. When a picture shrinks, `antialias` averages over all pixels that fall on the new one, as
+    Pillow and torchvision do. Without it only the four nearest pixels count, as in the TensorFlow pipeline of the
+    released VTAB runs. For pictures that grow (CIFAR, SVHN, dSprites, ... at 224) there is no difference.
     """
 
     size: tuple[int, int]
@@ -148,7 +148,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def normalise(
     images: UInt8[Tensor, "batch 3 height width"], normalisation: str, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch 3 height width"]:
-    """(x / 255 - mean) / std as new numbers: the bytes are left as they are, and numbers cannot be normalised twice."""
+    """(x / 255 - mean) / std in a new tensor. Only bytes are accepted, so that nothing is normalised twice."""
     require(
         images.dtype == torch.uint8,
         f"normalise takes pictures as bytes (uint8), once: got {images.dtype}; normalise the bytes instead.",

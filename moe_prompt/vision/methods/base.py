@@ -18,25 +18,25 @@ from moe_prompt.vision.vit.transformer import VisionTransformer
 
 
 class Method(ABC):
-    """A frozen dataclass of options with two hooks; the head is always learned and is not its business."""
+    """Options of a way to tune, as a frozen dataclass with two hooks. The head is always learned, by any method."""
 
     name: ClassVar[str]
     """The name on the command line and in tables."""
     optimizer: ClassVar[str] = "sgd"
-    """What it is trained with unless told otherwise: AdamW for full fine-tuning alone, as in arXiv 2203.12119."""
+    """The default optimizer: AdamW for full fine-tuning, SGD for all others, as in arXiv 2203.12119."""
     copies: ClassVar[str] = "nothing"
-    """What `adapt` may change and therefore gets a copy of: "nothing", "modules" (weights stay shared) or "weights"."""
+    """What `adapt` changes and is therefore copied first: "nothing", "modules" (weights stay shared) or "weights"."""
 
     def prompting(self, config: ViTConfig, generator: Generator | None = None) -> Prompting | None:
         """The prompts that enter a ViT of these sizes, or none."""
         return None
 
     def adapt(self, backbone: VisionTransformer, generator: Generator | None = None) -> None:
-        """Change a frozen backbone in place: let parameters learn, or put modules in."""
+        """Change a frozen backbone in place: make parameters learnable, or insert modules."""
         return None
 
     def borrow(self, backbone: VisionTransformer) -> VisionTransformer:
-        """The backbone, copied as far as this method changes it, so that others can go on with theirs; frozen."""
+        """The backbone, frozen; what this method changes of it is a copy, so that other methods can share the rest."""
         shared = {} if self.copies == "weights" else {id(p): p for p in backbone.parameters()}
         own = backbone if self.copies == "nothing" else copy.deepcopy(backbone, shared)
         return own.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Every method by its name."""
+"""The methods, each by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frozen backbone, a way to tune it, and a linear head; what was learned is saved alone and loads onto the backbone.
+"""A frozen backbone, a method to tune it, and a linear head. What is learned can be saved without the backbone.
 
 logits = W f(image; prompts) + b
 """
@@ -19,9 +19,9 @@ from moe_prompt.vision.vit.transformer import Images, VisionTransformer
 class Classifier(nn.Module):
     """Pictures (batch, 3, height, width), normalised, to logits (batch, classes).
 
-    A method that changes the backbone gets a copy of what it changes; weights that stay frozen are shared.
+    Classifiers on one backbone share its frozen weights; what a method changes is copied first.
 
-    The head starts as released VPT's does: kaiming-normal weights, biases -log 99, every class at 1 % at first.
+    The head starts as in the released VPT: kaiming-normal weights and biases of -log 99, a logistic probability of 1 %.
 
     >>> from moe_prompt.vision.methods.prompts import VPTDeep
     >>> from moe_prompt.vision.vit.transformer import ViTConfig
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
     def features(self, images: Images) -> Float[Tensor, "batch dim"]:
-        """What the head sees."""
+        """The pooled features f(image; prompts), which are the input of the head."""
         return self.backbone(images, self.prompting)
 
     @property
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def put(self, tensors: dict[str, Tensor], source: str) -> None:
-        """Set what was learned from tensors of the same names and shapes.
+        """Set the learned parameters to tensors of the same names and shapes.
 
         Raises:
             InputError: naming `source`: names or shapes that are not this classifier's.

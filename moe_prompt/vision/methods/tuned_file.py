@@ -1,4 +1,4 @@
-"""A trained prompt set as a file: the learned tensors alone, some hundred kB, with the backbone they belong to."""
+"""A tuned method as a file: the learned tensors (some hundred kB) and the fingerprint of their backbone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORMAT = "moe_prompt tuned 1"
 def save_tuned(
     path: str | Path, classifier: Classifier, classes: Sequence[str], extra: Mapping[str, str] | None = None
 ) -> Path:
-    """Write what `classifier` learned as safetensors, atomically; `extra` are notes that travel along.
+    """Write what `classifier` learned as safetensors, in one step; `extra` are further notes in the file.
 
     The file's metadata name the method with its options, the classes, and the backbone's fingerprint, picture size and
     pooling. A backbone that was itself tuned (full, bias, ...) is identified by what it was before.
@@ -32,21 +32,7 @@ def save_tuned(
     Raises:
         InputError: a number of classes that is not the head's.
     """
-    path, method = Path(path), classifier.method
-    require(
-        len(classes) == classifier.num_classes,
-        f"the head has {classifier.num_classes} classes: got {len(classes)} class names.",
-    )
-    config = classifier.backbone.config
-    notes = {
-        **(extra or {}),
-        "format": _FORMAT,
-        "method": json.dumps(method.to_dict()),
-        "classes": json.dumps(list(classes)),
-        "backbone": classifier.backbone_fingerprint(),
-        "image": json.dumps(config.image),
-        "pooling": config.pooling,
-    }
+    path, notes = Path(path), {**(extra or {}), **_notes_of(classifier, classes)}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +43,22 @@ def save_tuned(
         partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {path} ({error}): name a file that you may write.") from None
     return path
+
+
+def _notes_of(classifier: Classifier, classes: Sequence[str]) -> dict[str, str]:
+    require(
+        len(classes) == classifier.num_classes,
+        f"the head has {classifier.num_classes} classes: got {len(classes)} class names.",
+    )
+    config = classifier.backbone.config
+    return {
+        "format": _FORMAT,
+        "method": json.dumps(classifier.method.to_dict()),
+        "classes": json.dumps(list(classes)),
+        "backbone": classifier.backbone_fingerprint(),
+        "image": json.dumps(config.image),
+        "pooling": config.pooling,
+    }
 
 
 def load_tuned(

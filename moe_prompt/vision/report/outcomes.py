@@ -1,7 +1,7 @@
-"""Rows of runs as results: seeds of one method on one task together, means over tasks, differences over equal seeds.
+"""Results from rows of runs: seeds of one method on one task, means over tasks, differences between methods.
 
-A mean over tasks is given with the tasks that it is over; one over a part of a group says what is missing. Standard
-deviations are over seeds, with n - 1. They say how much a training varies, not how much another test set would.
+A mean over tasks names these tasks, and a mean over part of a group also names the missing ones. Standard deviations
+are over seeds (with n - 1): they show how much trainings vary, not how much another test set would change the result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VARIED = ("base_lr", "weight_decay", "seed", "workers")
 
 @dataclass(frozen=True, order=True)
 class TableSetting:
-    """What rows must have in common to stand in one table."""
+    """What all rows of one table have in common."""
 
     backbone: str
     backbone_sha: str
@@ -61,7 +61,7 @@ class Outcome:
 
     @property
     def failed(self) -> int:
-        """Final runs without a result; they are in no mean, and said."""
+        """How many final runs have no result. They enter no mean, and a note of the report counts them."""
         return sum(row.accuracy is None for row in self.finals)
 
     @property
@@ -86,7 +86,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Section:
-    """All cells of one setting."""
+    """All outcomes of one setting."""
 
     setting: TableSetting
     cells: tuple[Outcome, ...]
@@ -143,7 +143,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Average:
-    """A mean over tasks; `std` is over seeds of the mean of each seed. `missing` tasks are not in it."""
+    """A mean over `tasks`, without those `missing`; `std` is that of the means of the single seeds."""
 
     mean: float | None
     std: float | None
@@ -177,8 +177,8 @@ class PairedDifference:
     def verdict(self) -> str:
         """ "better", "worse" or "not told apart".
 
-        Better needs both: zero outside of the 95 % t-interval of the mean difference, and a mean difference above
-        either method's standard deviation over seeds.
+        "better" has two conditions: the 95 % t-interval of the mean difference excludes zero, and the mean difference
+        is larger than the standard deviation over seeds of either method.
         """
         if self.standard_error is None:
             return "not told apart"
@@ -206,9 +206,10 @@ class PairedDifference:
 def sections(rows: Iterable[RunRow]) -> tuple[Section, ...]:
     """Rows by setting, and in each by task and method.
 
-    Where a method was run with several options or recipes on a task, or tested on several sets, its label tells them
-    apart. Where it was searched, the final runs that count are those with what validation chose, and the others are
-    counted as left out; where it was not, every pair of hyper-parameters is a row of its own. Test has no say.
+    If a method was run with several options or recipes on a task, or tested on several sets, labels distinguish them.
+    If it was searched, only final runs with the hyper-parameters chosen on validation count, and the others are
+    counted as left out. If it was not, each pair of hyper-parameters is an outcome of its own. Test accuracies select
+    nothing.
     """
     by_setting: dict[TableSetting, list[RunRow]] = {}
     for row in rows:
@@ -229,14 +230,14 @@ def _cells(rows: Sequence[RunRow]) -> tuple[Outcome, ...]:
 
 
 def _variant(row: RunRow) -> str:
-    """Options, recipe and preprocessing of a run, without what a search varies and what a purpose decides."""
+    """Options, recipe and preprocessing of a run, without what differs between the trials and seeds of one tuning."""
     spec = json.loads(row.spec)
     recipe = {name: value for name, value in spec.get("recipe", {}).items() if name not in _VARIED}
     return json.dumps({**json.loads(row.method), **recipe, **spec.get("preprocessing", {})}, sort_keys=True)
 
 
 def _cells_of(task: str, label: str, rows: Sequence[RunRow]) -> list[Outcome]:
-    """One cell for each set of test pictures, and without a search one for each pair of hyper-parameters."""
+    """One outcome for each set of test pictures; without a search, one for each pair of hyper-parameters too."""
     trials = tuple(row for row in rows if row.purpose == SEARCH)
     finals = [row for row in rows if row.purpose == FINAL]
     told = [(Point(row.base_lr, row.weight_decay), row.accuracy) for row in trials if row.accuracy is not None]
@@ -261,7 +262,7 @@ def _cells_of(task: str, label: str, rows: Sequence[RunRow]) -> list[Outcome]:
 
 
 def _differing(variant: str, variants: Iterable[str]) -> str:
-    """What others of the same label have another value of."""
+    """The settings in which variants of the same label differ, with the values of this one."""
     own, others = json.loads(variant), [json.loads(other) for other in variants]
     differing = [name for name in own if any(other.get(name) != own[name] for other in others)]
     return ", ".join(f"{name}={own[name]}" for name in differing)

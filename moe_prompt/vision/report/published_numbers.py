@@ -1,4 +1,4 @@
-"""Numbers that others reported, each with where it was read: what a table of ours is set beside, never mixed with.
+"""Numbers that others reported, each with its source. Our tables show them beside our own and never mix the two.
 
 Test top-1 accuracies in percent. Unless a record says otherwise they are of ViT-B/16 pre-trained on ImageNet-21k, tuned
 at 224 pixels for 100 epochs. A group mean is over the tasks of the group; the mean of 19 is flat over the VTAB tasks

@@ -1,7 +1,7 @@
-"""The table: what was run, beside what was reported, with what it took; as text, Markdown or CSV.
+"""The report: accuracies beside published numbers, and costs; as text, Markdown or CSV.
 
-What is missing is said: a mean over a part of a group names the number of tasks it is over, and a note the tasks that
-are not there. Two means over VTAB are in use, flat over 19 tasks and over the three group means; both are labelled.
+A mean over part of a group shows its number of tasks, and a note lists the missing ones. Papers use two means over
+VTAB, over all 19 tasks and over the three group means; the report labels them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from moe_prompt.vision.report.tables import Quotes, accuracies, chosen, costs, p
 from moe_prompt.vision.tuning.run_table import RunRow
 
 _HOW_COMPARED = (
-    "Differences are paired by seed: mean +- standard error. 'Better' needs zero outside of their 95 % interval and a "
-    "mean difference above either method's standard deviation over seeds; both say nothing of other test pictures."
+    "Differences are paired by seed and given as mean +- standard error. 'Better' means that their 95 % interval "
+    "excludes zero and that the mean difference exceeds the standard deviation over seeds of either method. This "
+    "does not account for the choice of test pictures."
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """The sections of a report; each is one backbone, picture size, share of the data and number of epochs."""
+    """A report; each section is for one backbone, picture size, share of the data and number of epochs."""
 
     sections: tuple[Section, ...]
     against: str | None = None
@@ -83,7 +84,7 @@ def _notes(section: Section) -> list[str]:
 
 
 def _partial_means(section: Section) -> Iterator[str]:
-    """Which tasks a mean over a part is not over; methods that lack the same ones together."""
+    """A note for each incomplete mean on the tasks that are missing; methods that lack the same tasks share a note."""
     for place, tasks in places(section):
         lacking: dict[tuple[str, ...], list[str]] = {}
         for label in section.labels:
@@ -104,9 +105,9 @@ def _incomplete_cells(section: Section) -> Iterator[str]:
         if not cell.finals:
             yield f"{where}: searched, not tested yet."
         if not cell.trials:
-            yield f"{where}: its learning rate was given, not searched."
+            yield f"{where}: the learning rate was given by the user, not searched."
         if cell.failed:
-            yield f"{where}: {cell.failed} of {len(cell.finals)} seeds failed and are in no mean."
+            yield f"{where}: {cell.failed} of {len(cell.finals)} seeds failed and enter no mean."
         if cell.left_out:
             yield f"{where}: {cell.left_out} final runs left out, for validation chose other hyper-parameters."
 
@@ -126,7 +127,7 @@ _COLUMNS = (
 
 
 def _long_rows(section: Section) -> Iterator[dict[str, object]]:
-    """One line for each cell and each mean, as the CSV has them."""
+    """The lines of the CSV: one for each outcome and each mean."""
     quotes, setting = Quotes(section), section.setting
     common = {name: getattr(setting, name) for name in ("backbone", "height", "width", "epochs", "share")}
     for cell in section.cells:

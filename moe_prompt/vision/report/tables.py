@@ -1,4 +1,4 @@
-"""The tables of a report: accuracies beside what was reported elsewhere, costs, and what validation chose."""
+"""The tables of a report: accuracies beside published numbers, costs, and the hyper-parameters that were chosen."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Table:
 
 
 def places(section: Section) -> list[tuple[str, Sequence[str]]]:
-    """Means of a report: groups that have a task, the flat mean of VTAB, and the tasks that every method has."""
+    """Means of a report: over each group, over the 19 tasks of VTAB, and over the tasks that all methods have."""
     places: list[tuple[str, Sequence[str]]] = [(group, GROUPS[group]) for group in groups_of(section.tasks)]
     if set(section.tasks) & set(VTAB_TASKS):
         places.append((FLAT_MEAN, VTAB_TASKS))
@@ -52,7 +52,7 @@ def places(section: Section) -> list[tuple[str, Sequence[str]]]:
 
 
 class Quotes:
-    """What was reported of the methods of a section, with numbered sources."""
+    """Published numbers for the methods of a section, with numbered sources."""
 
     def __init__(self, section: Section) -> None:
         self.section = section
@@ -62,7 +62,7 @@ class Quotes:
         self.sources = list(dict.fromkeys(str(quote.source) for quote in found if quote))
 
     def shown(self, label: str) -> list[str]:
-        """Tasks and whole means: a part beside a published whole misleads."""
+        """Tasks and complete means. A published mean beside a mean over fewer tasks would mislead."""
         means = [place for place, tasks in places(self.section) if not self.section.over(label, tasks).missing]
         return [*self.section.tasks, *means]
 
@@ -83,7 +83,7 @@ class Quotes:
         return NOTHING if quote is None else f"{quote.value:g} [{self.sources.index(str(quote.source)) + 1}]"
 
     def notes(self) -> list[str]:
-        """Where the numbers are from, and of what they are."""
+        """Sources of the published numbers, and the setting in which they were obtained."""
         if not self.sources:
             return []
         numbered = "; ".join(f"[{number}] {source}" for number, source in enumerate(self.sources, 1))
@@ -94,7 +94,7 @@ class Quotes:
 
 
 def accuracies(section: Section, quotes: Quotes) -> Table:
-    """Tasks down, methods across; beside a method what was reported of it, where something was."""
+    """A row for each task and a column for each method, with its published numbers beside it where there are any."""
     labels = section.labels
     quoted = {label: quotes.any_of(label) for label in labels}
 
@@ -136,8 +136,8 @@ def costs(section: Section) -> Table:
     )
     kinds = sorted({row.memory_kind for cell in section.cells for row in (*cell.finals, *cell.trials)})
     return Table(
-        f"Cost: a training is one final run; memory is {' or '.join(kinds)}; FLOPs are of one picture; the head is not "
-        "counted as tuned",
+        f"Cost of one final run; memory is {' or '.join(kinds)}; FLOPs are for one picture; tuned parameters are "
+        "without the head",
         header,
         tuple((label, *_cost_words([c for c in section.cells if c.label == label])) for label in section.labels),
     )

@@ -1,8 +1,8 @@
-"""One process or many (`torchrun`): the same batches, the same gradient, and one process that writes.
+"""One process or several (`torchrun`) compute the same batches and the same gradient; only the first one writes.
 
-A step's gradient is a sum over its pictures, so processes add up what they have: one `all_reduce` per step holds every
-gradient and the sums beside them. It needs no wrapper around the model, takes parameters that layers share, parameters
-without a gradient and shares of different size, and is exact where a mean of means is not.
+The gradient of a step is a sum over its pictures, so the processes add up their parts: one `all_reduce` per step sends
+every gradient and the sums beside them. The model needs no wrapper. Layers may share parameters, parameters may lack a
+gradient, and processes may have different numbers of pictures; the sum stays exact, where a mean of means would not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is, of how many, and where its tensors have to lie to be sent."""
+    """The number of this process, how many there are, and the device from which tensors are sent."""
 
     rank: int = 0
     world: int = 1
@@ -67,8 +67,8 @@ class Ranks:
     def sum_gradients(self, parameters: Sequence[nn.Parameter], sums: Tensor) -> Tensor:
         """Add up the gradients in place, and `sums`, in one message.
 
-        A parameter that no process has a gradient of keeps none, or weight decay would move it; so each gradient
-        goes with a flag.
+        A parameter for which no process has a gradient must keep none, as weight decay would move it otherwise.
+        Therefore a flag is sent with each gradient.
         """
         if self.world == 1:
             return sums
@@ -94,8 +94,8 @@ def local_device() -> torch.device:
 def joined(device: torch.device) -> Ranks:
     """Join the other processes of a `torchrun`, over nccl where the model lies on a CUDA device and gloo elsewhere.
 
-    Once for all trainings of a process, until it ends: a second meeting at the same place can find the addresses of
-    the first. A process group that exists already is used, and left to who made it.
+    A process joins once and stays until it ends, because a second meeting at the same address can find what is left of
+    the first. A process group that exists already is used, and closed by its maker.
     """
     if not dist.is_available() or (int(os.environ.get("WORLD_SIZE", 1)) == 1 and not dist.is_initialized()):
         return Ranks(0, 1, device)

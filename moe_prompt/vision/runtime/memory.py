@@ -1,4 +1,4 @@
-"""The most memory that something took: what CUDA's allocator says, or what the system says of this process."""
+"""Peak memory: of tensors on a GPU as CUDA reports it, or of this process as the operating system reports it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MEBIBYTE = 2**20
 
 
 class PeakMemory:
-    """Starts to watch when it is made; `megabytes()` (of 2^20 bytes) is the peak since, `kind` says of what.
+    """The peak in megabytes (2^20 bytes) since this object was made; `kind` says what was measured.
 
-    `cuda-allocated`: the tensors on the device, from `torch.cuda.max_memory_allocated`. `resident`: pages of the whole
-    process that were in memory at once, the interpreter and the frozen weights included, by Linux's VmHWM, set back
-    at the start. `resident-ever`: where the system cannot set it back, the peak since the process began.
+    `cuda-allocated`: tensors on the device (`torch.cuda.max_memory_allocated`). `resident`: memory of the whole
+    process, interpreter and frozen weights included (Linux's VmHWM, reset at the start). `resident-ever`: the same
+    since the process began, where the system cannot reset it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,7 +41,7 @@ class PeakMemory:
 
 
 def _reset_peak() -> bool:
-    """Set the peak to what is taken now, after the C library gave back what it keeps of freed memory."""
+    """Reset the peak to the present use, after the C library has returned memory that it keeps for later."""
     with suppress(OSError, AttributeError):  # no GNU C library
         ctypes.CDLL(None).malloc_trim(0)
     try:

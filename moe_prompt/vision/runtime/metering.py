@@ -1,4 +1,4 @@
-"""What a model costs: arithmetic counted, time and memory measured."""
+"""The cost of a model: its arithmetic is counted, its time and memory are measured."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from moe_prompt.vision.runtime.randomness import own_randomness
 class Cost:
     """What a batch costs in a forward pass and in a training step (forward and backward, no optimizer).
 
-    `flops_forward` and `flops_step` count matrix products and convolutions, 2 a multiply-add, as torch's own counter
-    does. Seconds are medians. `peak_memory_mb` (2^20 bytes) is what a step takes above what lay in memory before it,
-    `memory_kind` says of what (:class:`PeakMemory`). `tuned_parameters` are those that learn, without the head where
-    the model has one; `head_parameters` those of the head.
+    `flops_forward` and `flops_step` count matrix products and convolutions with torch's own counter, two operations for
+    a multiply-add. Seconds are medians. `peak_memory_mb` (2^20 bytes) is the memory that a step needs in addition to
+    what was in use before; `memory_kind` names the measurement (:class:`PeakMemory`). `tuned_parameters` counts the
+    learned numbers outside the head, `head_parameters` those of the head.
     """
 
     flops_forward: int
@@ -48,7 +48,7 @@ def measure(
     precision: str = "float32",
     repeats: int = 5,
 ) -> Cost:
-    """The cost of `batch` random pictures of this size, the model in training mode; it keeps weights and gradients.
+    """The cost of `batch` random pictures of this size in training mode. Weights and gradients stay as they are.
 
     Raises:
         InputError: nothing to repeat, or no picture.
@@ -64,8 +64,6 @@ def measure(
         peak = memory.increase()
         flops = _flops(model, images, precision)
         seconds = [_seconds(run, device, repeats) for run in (forward, step)]
-    learned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    head = sum(count for name, count in learned.items() if name.startswith("head."))
     return Cost(
         flops_forward=flops[0],
         flops_step=flops[1],
@@ -74,14 +72,22 @@ def measure(
         images_per_second=batch / seconds[1],
         peak_memory_mb=peak,
         memory_kind=memory.kind,
-        tuned_parameters=sum(learned.values()) - head,
-        head_parameters=head,
-        all_parameters=sum(p.numel() for p in model.parameters()),
+        **_parameters(model),
     )
 
 
+def _parameters(model: nn.Module) -> dict[str, int]:
+    learned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    head = sum(count for name, count in learned.items() if name.startswith("head."))
+    return {
+        "tuned_parameters": sum(learned.values()) - head,
+        "head_parameters": head,
+        "all_parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
 def flops(model: nn.Module, image_size: tuple[int, int], precision: str = "float32") -> tuple[int, int]:
-    """Of one picture, in a forward pass and in a training step; nothing is timed."""
+    """Floating-point operations for one picture, in a forward pass and in a training step."""
     images = torch.zeros(1, 3, *image_size, dtype=parameter_dtype(model), device=device_of(model))
     with _as_it_was(model), own_randomness(0, 0, images.device):
         return _flops(model, images, precision)

@@ -1,4 +1,4 @@
-"""In which precision a network is run: float32 as it is, or bf16 / fp16 autocast."""
+"""The precision in which a network runs: float32 as it is, or bf16 or fp16 by autocast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def without_denormals() -> Iterator[None]:
     """Numbers below the normal range (1e-38 in float32) are 0 on a CPU, as they are in much of a GPU's arithmetic.
 
-    Saturated scores of a training that diverges make many of them, with which some processors take 20 times as long.
+    A training that diverges produces many such numbers, and some processors take 20 times as long with them.
     """
     before = flushes_denormals()
     torch.set_flush_denormal(True)
@@ -36,7 +36,7 @@ def without_denormals() -> Iterator[None]:
 
 
 def flushes_denormals() -> bool:
-    """Whether this thread's arithmetic has them as 0: torch has a switch for that and no way to read it."""
+    """Whether denormal numbers are 0 in this thread; torch has a switch for it but no way to read the switch."""
     least_normal = torch.tensor(torch.finfo(torch.float32).tiny)
     return float(least_normal / 2) == 0
 

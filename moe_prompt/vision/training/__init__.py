@@ -1,1 +1,1 @@
-"""One training: recipe, steps, evaluation, logs, and the state that a killed run goes on from."""
+"""One training: recipe, steps, evaluation, logs, and the saved state from which a killed training continues."""

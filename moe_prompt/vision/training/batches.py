@@ -1,4 +1,4 @@
-"""Which pictures a step sees, as a function of the seed, the epoch and the step alone, and reading them."""
+"""Which pictures each step sees, a function of seed, epoch and step alone; and how these pictures are read."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def evaluation_keys(count: int, batch: int, rank: int = 0, world: int = 1) -> It
 
 
 class BatchReader(Dataset):
-    """Reads whole batches. A picture that cannot be read comes back as its sentence: a worker would bury it."""
+    """Reads whole batches. For an unreadable picture it returns the sentence, as a worker would hide an error."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -88,8 +88,8 @@ class BatchReader(Dataset):
 class BatchSource:
     """Reads the batches of a dataset, here or in `workers` processes that stay for all epochs.
 
-    A context manager, which ends them. The keys of one call are read to their end before the next call, for a dataset
-    may keep one epoch for all workers.
+    It is a context manager, which ends the processes. Read the keys of one call to their end before the next call: a
+    dataset may hold one epoch at a time for all workers.
     """
 
     def __init__(self, dataset: Any, workers: int = 0, pin: bool = False) -> None:

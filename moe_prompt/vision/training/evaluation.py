@@ -1,4 +1,4 @@
-"""Accuracy and loss on a test set that streams through the network and is never held as floating-point numbers."""
+"""Accuracy and loss on a test set, read a batch at a time so that it never lies in memory as a whole."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from moe_prompt.vision.runtime.precision import autocast, device_of, parameter_d
 from moe_prompt.vision.training.batches import BatchSource, evaluation_keys, size_of, to_input
 
 TrainingProgress = Callable[[str, int, int, str], None]
-"""Called with a phase ("train", "test", "features"), what is done of it, how much it is, and a few words on it."""
+"""Called with a phase ("train", "test" or "features"), how much of it is done, how much there is, and a note."""
 
 
 def silent(phase: str, done: int, total: int, note: str) -> None:
-    """Progress that nobody watches."""
+    """Ignores the progress."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Shares, not per cent. `class_mean` is the mean over the classes present of the share that is right in each."""
+    """Shares in [0, 1]. `class_mean` averages the share of right answers in each class over the classes present."""
 
     accuracy: float
     class_mean: float
@@ -44,8 +44,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Top-1 accuracy, its mean over classes and the mean cross-entropy; the same whatever the size of the batches.
 
-    The model is in evaluation mode meanwhile. With several processes each takes its share of the batches and all get
-    the result.
+    The model is in evaluation mode while it is evaluated. With several processes each evaluates its share of the
+    batches, and all of them get the result.
 
     Raises:
         InputError: no pictures, a picture that cannot be read, or a label that the model has no class for.
@@ -80,7 +80,7 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
 
 
 class _Tally:
-    """Per class how many there were and how many were right, and the loss in float64: sums that no batch size moves."""
+    """Sums over pictures in float64: count and right answers per class, and the loss. No batch size changes them."""
 
     def __init__(self) -> None:
         self.seen = 0

@@ -1,4 +1,4 @@
-"""Features of a frozen network computed once, for a head that is all there is to learn."""
+"""Features of a frozen network, computed once for trainings in which only the head learns."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class HeadAlone(nn.Module):
 
 
 def can_be_fixed(model: Any, dataset: Any) -> bool:
-    """Whether the model's features of these pictures never change: frozen up to the head, pictures without chance."""
+    """Whether features never change: the model is frozen up to its head, and no picture is changed at random."""
     return bool(getattr(model, "features_are_fixed", False) and getattr(dataset, "deterministic", False))
 
 
@@ -63,10 +63,11 @@ def fixed_features(
     ranks: Ranks | None = None,
     progress: TrainingProgress = silent,
 ) -> FeatureDataset:
-    """What the model's head sees of every picture, in the dataset's order, on the CPU.
+    """The features of every picture, in the dataset's order, on the CPU.
 
-    `model.features(images)` gives (batch, dim). Trainings that share a model and pictures, such as the trials of a
-    search for the learning rate of a linear probe, can share them. Each process computes a part and gets the whole.
+    `model.features(images)` gives (batch, dim). Trainings that share a model and pictures can share its features, such
+    as the trials of a search for the learning rate of a linear probe. Each of several processes computes a part of the
+    features and gets all of them.
 
     Raises:
         InputError: no pictures, features that change, or a picture that cannot be read.

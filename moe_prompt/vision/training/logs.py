@@ -1,4 +1,4 @@
-"""What a training writes as it goes: a row per step, a row per epoch, and TensorBoard's events."""
+"""The logs of a training: a row per step, a row per epoch, and TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ EPOCH_COLUMNS = (
 
 
 class ResumableTable:
-    """A CSV file that grows row by row and can go on from a position that it told earlier.
+    """A CSV file that grows row by row and can continue from an earlier `position()`.
 
-    Whatever was written after that position belongs to steps that are taken once more, and is cut off.
+    What was written after that position is cut off, as those steps are taken once more.
 
     Raises:
         InputError: the file cannot be written.
@@ -36,7 +36,7 @@ class ResumableTable:
         with self._told():
             held = path.stat().st_size if path.exists() else 0
             self._file = path.open("r+" if held else "w+", newline="", encoding="utf-8")
-            self._file.truncate(min(position, held))  # a log that someone shortened goes on where it ends
+            self._file.truncate(min(position, held))  # someone may have shortened the log
             self._file.seek(0, 2)
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         if not self._file.tell():
@@ -60,7 +60,7 @@ class ResumableTable:
         except OSError as error:
             raise InputError(
                 f"the log {self._path} cannot be written ({error}): make room there, or name another folder; the same "
-                "command goes on from the last saved state."
+                "command continues from the last saved state."
             ) from error
 
 

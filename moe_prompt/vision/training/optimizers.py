@@ -22,8 +22,8 @@ def _all(name: str, parameter: nn.Parameter) -> bool:
 
 
 DECAY_RULES: Mapping[str, DecayRule] = {"matrices": _matrices, "all": _all}
-"""`matrices`: prompts, kernels, weights, and no bias, norm or scale, for pulling the gain of a norm from 1 to 0 is no
-regularisation. `all`: everything but the bias of the head, as the released recipe has it with SGD."""
+"""`matrices` decays prompts, kernels and weight matrices, but no bias, norm or scale: pulling the scale of a norm from
+1 to 0 does not regularise. `all` decays everything but the bias of the head, as the released recipe does with SGD."""
 
 OPTIMIZERS: Mapping[str, Callable[[list[dict], float], Optimizer]] = {
     "sgd": lambda groups, momentum: SGD(groups, lr=0.0, momentum=momentum),

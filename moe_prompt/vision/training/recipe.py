@@ -1,4 +1,4 @@
-"""A training as data: everything its result depends on beside the model and the pictures."""
+"""A training as data: everything that its result depends on, apart from the model and the pictures."""
 
 from __future__ import annotations
 
@@ -47,15 +47,18 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """How to train; the defaults are the released recipe of VPT and VAPT but for its idle first epoch.
+    """How to train. The defaults are the released recipe of VPT and VAPT, except that no epoch has learning rate zero.
 
-    The learning rate is base_lr * batch / 256, times the factor of :class:`WarmupCosine`, which moves once an epoch,
-    or once a step with `lr_per_step`. `batch` is what one step of the optimizer sees, however many processes and
-    `accumulate` pieces it is computed in. The last batch of an epoch holds what is left and is kept.
+        learning rate = base_lr * batch / 256 * factor(t)
 
-    `class_weights` is None, "balanced" (n / (classes * n_c), n_c the pictures of class c) or one number per class; the
-    loss is the weighted mean over the whole batch. `decay` names the rule that says which parameters decay
-    (:data:`DECAY_RULES`). `workers` processes read pictures; their number changes no result.
+    The factor is that of :class:`WarmupCosine`. It changes once an epoch, or once a step with `lr_per_step`. `batch`
+    is the number of pictures in one step of the optimizer, however many processes compute it and in however many
+    pieces (`accumulate`). The last batch of an epoch may be smaller.
+
+    `class_weights` is None, "balanced" or one number per class; "balanced" gives class c, which has n_c of the n
+    pictures, the weight n / (classes * n_c). The loss is the weighted mean over the whole batch. `decay` names the
+    rule that says which parameters are decayed (:data:`DECAY_RULES`). `workers` processes read pictures; their number
+    changes no result.
 
     Raises:
         InputError: a field that cannot be used.

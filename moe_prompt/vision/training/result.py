@@ -1,4 +1,4 @@
-"""What a training gave, and how far one has come."""
+"""The result of a training, and how far an unfinished one has come."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from moe_prompt.vision.training.steps import StepOutcome
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training gave. Accuracies are shares, not per cent; None where there was no test or the run failed.
+    """The result of a training. Accuracies are shares in [0, 1], and None where there was no test or the run failed.
 
-    The result of a training is `last_test_accuracy`, of the weights after the last epoch.
-    `best_test_epoch_accuracy` chooses the epoch by the test set: it is no estimate of anything, and is there only to
-    be compared with work that reports it. `seconds` and `images_per_second` are of training alone, over all the
-    processes that this training was resumed in, without tests and features.
+    Report `last_test_accuracy`, which belongs to the weights after the last epoch. `best_test_epoch_accuracy` chooses
+    its epoch by the test set and therefore estimates nothing; it is kept only for comparison with work that reports
+    it. `seconds` and `images_per_second` count the training steps, without tests and features, also where the training
+    was interrupted and resumed.
     """
 
     last_test_accuracy: float | None
@@ -43,7 +43,7 @@ class TrainingResult:
 
 @dataclass
 class Standing:
-    """How far a training has come: what changes from step to step beside weights, as it is saved."""
+    """How far a training has come: everything that changes from step to step, apart from the weights."""
 
     epoch: int = 0
     step: int = 0

@@ -1,4 +1,4 @@
-"""One training from its first step, or the one it was stopped at, to its result."""
+"""One training, from its first step or from where it was interrupted, to its result."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TrainingRun:
             self.model.train(was_training)
 
     def _prepare(self, saved: Mapping[str, Any] | None) -> None:
-        """Weights, optimizer and random numbers as they are to begin with, the same weights in all processes."""
+        """Set weights, optimizer and random numbers to where this training begins, equal weights in all processes."""
         self._fix_features()
         labels = labels_of(self.training) if self.recipe.class_weights else np.zeros(0, dtype=np.int64)
         self.stepper = Stepper(self.learner, self.recipe, class_weights(self.recipe.class_weights, labels), self.ranks)
@@ -95,7 +95,7 @@ class TrainingRun:
         self.ranks.align(learned_tensors(self.model).values())
 
     def _train(self) -> str:
-        """All that is left to do; why it failed, or nothing."""
+        """Carry out the remaining steps. Returns why the training failed, or an empty string."""
         now, count = self.standing, size_of(self.training)
         self.clock = self.saved_at = time.monotonic()
         with BatchSource(self.training, self.recipe.workers, pin=self.device.type == "cuda") as source:
@@ -163,7 +163,7 @@ class TrainingRun:
         return f"the loss on the test set was {found.loss} after epoch {now.epoch + 1}: {self._advice()}"
 
     def _fix_features(self) -> None:
-        """Put features in the place of pictures where only the head learns."""
+        """Replace pictures by their features where only the head learns."""
         given = isinstance(self.training, FeatureDataset)
         self.fixed = given or can_be_fixed(self.model, self.training)
         head = getattr(self.model, "head", None)
@@ -191,7 +191,7 @@ class TrainingRun:
         return result
 
     def _identity(self) -> dict[str, Any]:
-        """What a saved state has to be of; the number of workers that read changes nothing."""
+        """What a saved state must agree with. The number of workers is not part of it, as it changes no result."""
         return {
             "recipe": {name: value for name, value in self.recipe.to_dict().items() if name != "workers"},
             "model": model_key(self.model),
@@ -201,14 +201,14 @@ class TrainingRun:
         }
 
     def _saved(self) -> dict[str, Any] | None:
-        """The first process's file, for all: the others may have no access to its disk."""
+        """The saved state, read by the first process and sent to the others, which may not reach its disk."""
         if self.file is None:
             return None
         found = self.ranks.share(self.file.read() if self.ranks.first else None)
         return None if found is None else self.file.decode(found)
 
     def _save(self, result: TrainingResult | None = None) -> None:
-        """Write the state down, all processes together; of a finished training, the weights and the result."""
+        """Save the state of all processes in one file. Of a finished training, save the weights and the result."""
         if self.file is None:
             return
         self._watch_memory()

@@ -1,4 +1,4 @@
-"""The state of a training on disk: whole at any moment, known by what it is of, and never a pickle that runs."""
+"""The state of a training on disk: never half written, refused by another training, and read without running code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def model_key(model: nn.Module) -> str:
 def data_key(dataset: Any) -> str:
     """A hash of the size, of the labels and of what the dataset says of its seed and preprocessing.
 
-    Where reading a picture is repeatable, of the first, middle and last picture as well.
+    Where a picture is the same each time it is read, the first, middle and last picture are hashed as well.
     """
     digest = hashlib.sha256(f"{size_of(dataset)}".encode())
     labels = told_labels(dataset)
@@ -82,7 +82,7 @@ def made(folder: Path) -> Path:
 class StateFile:
     """One file that holds the last saved state, replaced in one move.
 
-    `identity` says what the state is of; a state of anything else is refused, for its numbers would be taken for these.
+    `identity` describes the training that the state belongs to. A state of another training is refused.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -100,7 +100,7 @@ class StateFile:
             beside.unlink(missing_ok=True)
             raise InputError(
                 f"the state of the training cannot be saved as {self.path} ({error}): make room there, or name "
-                "another folder; what was saved before is kept, and the same command goes on from it."
+                "another folder; the last saved state is kept, and the same command continues from it."
             ) from error
 
     def read(self) -> bytes | None:
@@ -138,6 +138,6 @@ class StateFile:
             told = "" if wanted == found else f"{found!r} was saved and this one is {wanted!r}"
         require(
             not told,
-            f"{self.path} is of a training with another {name} ({told}): go on as it was begun, name another "
-            "folder, or delete the file to begin again.",
+            f"{self.path} is of a training with another {name} ({told}): continue with its settings, name "
+            "another folder, or delete the file to begin again.",
         )

@@ -1,4 +1,4 @@
-"""One step of the optimizer: the weighted mean loss over a whole batch, in pieces and over processes."""
+"""One step of the optimizer on the weighted mean loss of a whole batch, computed in pieces and by several processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moe_prompt.vision.training.recipe import TrainingRecipe
 
 
 class StepOutcome(NamedTuple):
-    """The loss that was descended, the share of the batch that was right before it, and whether any process asked."""
+    """Loss and share of right answers before the step, and whether any process asked for something (a save)."""
 
     loss: float
     accuracy: float

@@ -1,4 +1,4 @@
-"""Train a classifier by a recipe: resumable to the same weights, logged per step, told by its last epoch."""
+"""Train a classifier by a recipe. A training that was interrupted continues to the same weights."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ def train(
 ) -> TrainingResult:
     """Train the parameters of `model` (images to logits) that require a gradient; the model ends with the last weights.
 
-    With a `folder`, the state is saved there every `save_seconds`, every `save_steps` steps and after each epoch, and
-    the same call goes on from it, to the same weights bit for bit on a CPU; a finished training is read and not
-    repeated. `steps.csv` and `epochs.csv` are written there, and TensorBoard's events if asked for. The test set is
-    looked at after the last epoch, and every `test_every` epochs for those who want a curve. Where the head alone
-    learns (`model.features_are_fixed`) from pictures without chance, features are computed once; a
-    :class:`FeatureDataset` in place of pictures brings them along.
+    With a `folder`, the state is saved there every `save_seconds`, every `save_steps` steps and after each epoch. The
+    same call then continues from that state, on a CPU to the same weights bit for bit; a finished training is read and
+    not repeated. The folder also gets `steps.csv`, `epochs.csv` and, with `tensorboard`, TensorBoard's events.
 
-    A loss that is not finite ends the training early: the result has failed and says so. Under `torchrun` the same
-    call shares each batch between the processes.
+    The model is tested after the last epoch, and with `test_every` also every so many epochs. Where only the head
+    learns (`model.features_are_fixed`) and no picture is changed at random, features are computed once. A
+    :class:`FeatureDataset` in place of pictures brings its features along.
+
+    A loss that is not finite ends the training; the result is then marked as failed, with the reason. Under `torchrun`
+    the same call divides each batch among the processes.
 
     Raises:
         InputError: nothing to learn or to learn from, a label without a class, a picture that cannot be read, or a

@@ -1,7 +1,7 @@
-"""Classes of new pictures, by a tuned file on the backbone that it belongs to.
+"""Classify new pictures with a tuned file and the backbone that it was trained on.
 
-A tuned file says how its pictures were preprocessed, so a picture becomes here what it was in training, but for chance:
-a random crop is the one from the centre, and nothing is flipped.
+A tuned file records how its pictures were preprocessed. New pictures are preprocessed in the same way, except that
+a random crop is replaced by the centre crop and nothing is flipped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -38,8 +39,13 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the class that was told: what the classifier says, calibrated by nobody."""
+        """The probability of the predicted class, as the softmax gives it; it is not calibrated."""
         return self.probabilities[self.label]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        told = {"picture": self.picture, "class": self.name, "probability": self.probability}
+        return {**told, "probabilities": self.probabilities}
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Predictor:
         """The class of each picture, in their order, a batch at a time.
 
         Raises:
-            PictureError: naming the picture that cannot be read; those of the batches before it were told.
+            PictureError: naming a picture that cannot be read, after the predictions of the batches before it.
         """
         for start in range(0, len(pictures), batch):
             places = range(start, min(start + batch, len(pictures)))

@@ -1,4 +1,4 @@
-"""A task and a backbone, opened: what many runs share, so that each is read, decoded and measured once."""
+"""A task with a backbone, as many runs share it: read, decoded and measured once."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ SUBSET_SEED = 0  # which pictures a share of a split is: the same ones for every
 
 
 class TuningProblem:
-    """A task and a backbone, opened: what the runs of a search share.
+    """A task with a backbone, as all runs of a search share it.
 
     `share` of the training split and `evaluation_share` of the test split are used, stratified by class and the same
-    in every run; validation is always whole. The splits of a purpose are read when a run of that purpose is asked for,
-    so a search never opens the test split.
+    in every run; the validation split is always used whole. A search never opens the test split.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class TuningProblem:
 
     @cached_property
     def protocol(self) -> Protocol:
-        """Which splits are for what; a sentence where there is no validation split."""
+        """The splits of each purpose; InputError where there is no validation split."""
         return protocol_of(tuple(self.task.splits), str(self.task.source))
 
     @property
@@ -100,7 +99,7 @@ class TuningProblem:
         return split if share == 1 else stratified_fraction(split, share, SUBSET_SEED, len(self.task.classes)).split
 
     def shares(self) -> tuple[str, ...]:
-        """What a share of each split came to: how many pictures, and which classes it could not keep."""
+        """A sentence for each split of which a share is used: how many pictures, and which classes are missing."""
         trained = {(name, self.share) for purpose in (SEARCH, FINAL) for name in self.protocol.splits(purpose)[:1]}
         tested = {(self.protocol.splits(FINAL)[1], self.evaluation_share)}
         classes = len(self.task.classes)
@@ -111,7 +110,7 @@ class TuningProblem:
         )
 
     def dataset(self, name: str, share: float, training: bool, seed: int) -> SplitDataset:
-        """Pictures of a split; decoded once and shared by runs where nothing about them is random and they fit."""
+        """Pictures of a split. Decoded once for all runs, unless they are cropped at random or too many for memory."""
         if training and self.preprocessing.random:
             return PictureDataset(self.split(name, share), self.preprocessing, training=True, seed=seed)
         place = name, share
@@ -125,9 +124,9 @@ class TuningProblem:
     def features(
         self, classifier: Classifier, pictures: SplitDataset, place: tuple[str, float], recipe: TrainingRecipe
     ) -> tuple[FeatureDataset, float]:
-        """What the head of a frozen backbone sees of a split, computed once for all runs, and the seconds it took.
+        """The features of a frozen backbone on a split, computed once for all runs, and the seconds it took.
 
-        Prompts that are frozen and drawn at random are part of what it sees: another method or seed is another entry.
+        Where frozen prompts were drawn at random, the features depend on method and seed and are kept for each apart.
         """
         prompted = "" if classifier.prompting is None else json.dumps([classifier.method.to_dict(), recipe.seed])
         name = (*place, recipe.precision, prompted)
@@ -139,7 +138,7 @@ class TuningProblem:
         return self._features[name]
 
     def flops(self, spec: RunSpec, classifier: Classifier) -> tuple[int, int]:
-        """Arithmetic of one picture with this method, forward and step, counted once."""
+        """Floating-point operations for one picture with this method, in a forward pass and a step; counted once."""
         name = json.dumps([spec.method.to_dict(), spec.classes])
         if name not in self._flops:
             self._flops[name] = flops(classifier, self.preprocessing.size)

@@ -1,4 +1,4 @@
-"""How each of the 24 tasks is tuned: method options per task, the schedule, the grids; each with where it comes from.
+"""How each of the 24 tasks is tuned: options of the methods, schedule and grids, each with its source.
 
 | provenance | means                                                                  |
 |------------|------------------------------------------------------------------------|
@@ -6,8 +6,8 @@
 | derived    | follows from something published by the rule that `why` states         |
 | ours       | chosen here, for the reason that `why` gives                           |
 
-Published per task is one thing only: the length of VPT-deep's prompts. VAPT's settings per task never were, so every
-VAPT recipe is derived: as many prompts as VPT-deep, the other options as released.
+Only one option is published for each task: the number of prompts of VPT-deep. VAPT's settings for each task were never
+published, so every VAPT recipe is derived: as many prompts as VPT-deep, and the other options as released.
 
 References:
     arXiv 2203.12119 (prompt lengths, grid, schedule), 2501.18936 (VAPT), 1910.04867 (1,000 pictures a task).
@@ -149,7 +149,7 @@ class TaskRecipe:
     methods: Mapping[str, MethodRecipe]
     schedule: Schedule = field(default_factory=Schedule)
     provenance: str = PUBLISHED
-    """Of the preprocessing and of VPT-deep's length; each method says its own."""
+    """Provenance of the preprocessing and of VPT-deep's number of prompts; each method states its own."""
 
     def of(self, method: str) -> MethodRecipe:
         """The recipe for one method, or a sentence that lists those there are."""

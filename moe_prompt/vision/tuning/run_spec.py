@@ -1,7 +1,7 @@
-"""One training as data: what is trained on which splits, for which purpose; equal content, equal key, equal result.
+"""One training as data: method, recipe, splits and purpose. Equal content has an equal key and an equal result.
 
-Hyper-parameters are chosen on a validation split and reported on the test split, and no object here can do otherwise:
-a :class:`Protocol` names the two pairs of splits, and a :class:`RunSpec` takes its splits from the pair of its purpose.
+Hyper-parameters are chosen on a validation split and reported on the test split. The objects here enforce it: a
+:class:`Protocol` names a pair of splits for each purpose, and a :class:`RunSpec` refuses other evaluation splits.
 
 | suite    | searched on        | then trained and tested on | because                                            |
 |----------|--------------------|----------------------------|----------------------------------------------------|
@@ -31,7 +31,7 @@ from moe_prompt.vision.training.recipe import TrainingRecipe
 from moe_prompt.vision.tuning.run_table import FINAL, PURPOSES, SEARCH
 
 VERSION = 1
-"""Raised when the same specification gives another result than before."""
+"""To be increased whenever the same specification gives another result than before."""
 VALIDATION_SPLITS = ("val200", "val")
 _NO_EFFECT = ("workers",)  # fields of a recipe that change no result
 _SAMPLED = 16  # pictures of a split whose pixels go into its digest
@@ -106,9 +106,9 @@ def split_digest(split: TaskSplit) -> str:
 class RunSpec:
     """One training.
 
-    `backbone`, `label` and `task` are names for people and no part of the key: a moved file is the same file.
-    `backbone_sha` is the backbone's fingerprint, `training_sha` and `evaluation_sha` are digests of the splits. `share`
-    and `evaluation_share` say how much of the splits is used.
+    `backbone`, `label` and `task` are names for people and not part of the key. What the key holds of them are hashes:
+    `backbone_sha` of the weights, `training_sha` and `evaluation_sha` of the splits. `share` and `evaluation_share` say
+    how much of the two splits is used.
 
     Raises:
         InputError: a purpose that is none, or a search that is not evaluated on a validation split.
@@ -166,7 +166,7 @@ class RunSpec:
 
     @cached_property
     def search_key(self) -> str:
-        """The same without what a search varies: trials of one search have it in common."""
+        """The key without learning rate and weight decay: all trials of one search have the same."""
         recipe = {k: v for k, v in self.content["recipe"].items() if k not in ("base_lr", "weight_decay")}
         return _hash({**self.content, "recipe": recipe})
 

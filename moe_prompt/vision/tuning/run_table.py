@@ -1,7 +1,7 @@
-"""One row per training in an embedded database: written at once, shared by processes, exported as CSV.
+"""One row per training in an SQLite database, written as soon as the training ends and exported as CSV.
 
-A row is kept under the content hash of what was run, so the same training is never run twice; a training that failed
-is a row too. SQLite in write-ahead mode lets several processes of one machine read and write the same file.
+The key of a row is a hash of everything that the training depends on, so the same training is never run twice. A
+training that failed is a row too. Several processes of one machine may read and write the same file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PURPOSES = (SEARCH, FINAL)
 
 @dataclass(frozen=True)
 class RunRow:
-    """One training: what it was, what it gave, what it cost, and with what it was made."""
+    """One training: its settings, its result, its cost, and the software and machine that computed it."""
 
     key: str
     """Content hash of everything that the result depends on."""
@@ -59,11 +59,11 @@ class RunRow:
     failed: bool
     message: str
     seconds: float
-    """Of training, features that were computed once included, tests not."""
+    """Of training. It includes computing features, also where another run computed them, and excludes tests."""
     seconds_test: float
     peak_memory_mb: float
     memory_kind: str
-    """Of what that is the peak: see :class:`moe_prompt.vision.runtime.memory.PeakMemory`."""
+    """What was measured: see :class:`moe_prompt.vision.runtime.memory.PeakMemory`."""
     tuned_parameters: int
     """Without the head."""
     head_parameters: int
@@ -74,7 +74,7 @@ class RunRow:
     """Of one picture, forward and backward."""
     finished_utc: str
     spec: str
-    """What the key is the hash of, JSON."""
+    """The content of which the key is the hash, JSON."""
     made_with: str
     """Versions, machine and commit, JSON."""
 
@@ -99,7 +99,7 @@ class RunTable:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection of this moment, so that a table can be used after a fork and leaves nothing open."""
+        """A new connection each time, so that a table can be used after a fork and leaves no file open."""
         with explained(self.path), closing(connect(self.path)) as db, db:
             yield db
 

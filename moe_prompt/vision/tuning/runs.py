@@ -1,4 +1,4 @@
-"""Carry out trainings: each once, each a row at once, resumed where it was killed, by as many processes as one likes.
+"""Carry out trainings, each of them once. Several processes may share the work, and a killed run is resumed.
 
     problem = TuningProblem(backbone, "vit-b/16", task, preprocessing)     # opened once, for many runs
     row = run_training(problem.trial(method, recipe), folder, problem)    # evaluated on validation pictures
@@ -50,12 +50,12 @@ def run_training(
 ) -> RunRow:
     """The row of this training: from the table where it was run before, otherwise trained now and written at once.
 
-    A training whose loss is not finite is a row that says so, and is not tried again. Of processes that ask for the
-    same run one trains and the others wait for its row, or with ``wait=False`` get
-    :class:`~moe_prompt.vision.runtime.locks.Busy`. A killed run goes on from its last saved state.
+    A training whose loss is not finite gives a row that says so, and is not tried again. If several processes ask for
+    the same run, one trains and the others wait for its row; with ``wait=False`` they raise
+    :class:`~moe_prompt.vision.runtime.locks.Busy`. A killed run continues from its last saved state.
 
     Raises:
-        InputError: what the training raises; nothing is written then.
+        InputError: as the training raises it; no row is written then.
     """
     folder = Path(folder)
     table, place = RunTable(folder / DATABASE), folder / "runs" / spec.key
@@ -106,9 +106,9 @@ def _trained(
 def _seen(
     spec: RunSpec, problem: TuningProblem, classifier: Classifier
 ) -> tuple[Dataset, Dataset, tuple[float, float]]:
-    """What is trained and evaluated on, and the seconds of what was computed of it before, here or in another run.
+    """The training and evaluation sets, and the seconds that computing their features took.
 
-    Pictures, or the features of a frozen backbone, which all runs of one process share.
+    They are pictures, or the features of a frozen backbone, which all runs of one process share.
     """
     places = (spec.training, spec.share), (spec.evaluation, spec.evaluation_share)
     training = problem.dataset(*places[0], training=True, seed=spec.recipe.seed)
@@ -123,48 +123,47 @@ def _seen(
 def _row(
     spec: RunSpec, problem: TuningProblem, classifier: Classifier, result: TrainingResult, flops: tuple[int, int] | None
 ) -> RunRow:
-    recipe, accuracy = spec.recipe, result.last_test_accuracy
-    height, width = spec.preprocessing.size
     return RunRow(
-        key=spec.key,
-        purpose=spec.purpose,
-        task=spec.task,
-        label=spec.label,
-        method=json.dumps(spec.method.to_dict()),
-        backbone=spec.backbone,
-        backbone_sha=spec.backbone_sha,
-        height=height,
-        width=width,
-        training=spec.training,
-        evaluation=spec.evaluation,
-        share=spec.share,
-        optimizer=recipe.optimizer,
-        base_lr=float(recipe.base_lr),
-        weight_decay=float(recipe.weight_decay),
-        seed=recipe.seed,
-        epochs=recipe.epochs,
-        batch=recipe.batch,
-        precision=recipe.precision,
-        classes=spec.classes,
+        **_of_spec(spec),
+        **_of_result(result),
         training_images=len(problem.split(spec.training, spec.share)),
         evaluation_images=len(problem.split(spec.evaluation, spec.evaluation_share)),
-        accuracy=None if result.failed or accuracy is None else 100 * accuracy,
-        train_loss=result.last_train_loss,
-        failed=result.failed,
-        message=result.message,
-        seconds=result.seconds + result.seconds_features,
-        seconds_test=result.seconds_test,
-        peak_memory_mb=result.peak_memory_mb,
-        memory_kind=result.memory_kind,
         tuned_parameters=classifier.num_tuned(),
         head_parameters=sum(p.numel() for p in classifier.head.parameters()),
         backbone_parameters=sum(p.numel() for p in problem.backbone.parameters()),
         flops_forward=None if flops is None else float(flops[0]),
         flops_step=None if flops is None else float(flops[1]),
         finished_utc=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
-        spec=json.dumps(spec.to_dict(), sort_keys=True),
         made_with=json.dumps(_environment(), sort_keys=True),
     )
+
+
+def _of_spec(spec: RunSpec) -> dict[str, Any]:
+    """The columns that a specification determines."""
+    recipe, (height, width) = spec.recipe, spec.preprocessing.size
+    same = ("key", "purpose", "task", "label", "backbone", "backbone_sha", "training", "evaluation", "share", "classes")
+    return {
+        **{name: getattr(spec, name) for name in same},
+        **{name: getattr(recipe, name) for name in ("optimizer", "seed", "epochs", "batch", "precision")},
+        "method": json.dumps(spec.method.to_dict()),
+        "height": height,
+        "width": width,
+        "base_lr": float(recipe.base_lr),
+        "weight_decay": float(recipe.weight_decay),
+        "spec": json.dumps(spec.to_dict(), sort_keys=True),
+    }
+
+
+def _of_result(result: TrainingResult) -> dict[str, Any]:
+    """The columns that the training determines."""
+    accuracy = result.last_test_accuracy
+    return {
+        **{name: getattr(result, name) for name in ("failed", "message", "seconds_test", "memory_kind")},
+        "accuracy": None if result.failed or accuracy is None else 100 * accuracy,
+        "train_loss": result.last_train_loss,
+        "seconds": result.seconds + result.seconds_features,
+        "peak_memory_mb": result.peak_memory_mb,
+    }
 
 
 @cache

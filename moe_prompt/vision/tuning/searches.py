@@ -1,7 +1,7 @@
-"""Which hyper-parameters a search tries next: the whole grid, one coordinate at a time, or points that are drawn.
+"""Which hyper-parameters a search tries next: all points of a grid, one coordinate at a time, or drawn points.
 
-A search is asked for one trial at a time and sees what came of the others, through an Optuna study; so a search that
-was interrupted goes on, and several processes share one. A trial that failed counts as accuracy 0.
+A search is asked for one trial at a time and reads the results of the others from an Optuna study. Therefore an
+interrupted search continues, and several processes can share one. A trial that failed counts as accuracy 0.
 
 | search             | trials of the paper's grid | goes through                                             |
 |--------------------|----------------------------|----------------------------------------------------------|
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 FAILED_ACCURACY = 0.0
-"""The accuracy that a trial without a result counts as: the worst there is."""
+"""The accuracy in percent with which a failed trial enters a search."""
 Told = Mapping[Point, float | None]
-"""What is known of each point that was begun: its accuracy, or None while it is under way."""
+"""Accuracy of each point that was begun, None while its training runs."""
 
 
 def optuna_module() -> Any:
@@ -43,8 +43,8 @@ def optuna_module() -> Any:
 def best_point(told: Iterable[tuple[Point, float]]) -> Point:
     """The point of highest accuracy; of equal ones the smaller learning rate, then the larger weight decay.
 
-    Ties are common (one picture of 200 is half a point), and this breaks them towards the milder training, by a rule
-    that looks at nothing else and is the same for every method.
+    Ties are common, as one picture of 200 is half a percent. This rule prefers the milder training, and it is the same
+    for every method.
 
     >>> best_point([(Point(5.0, 0.0), 80.0), (Point(1.0, 0.0), 80.0), (Point(1.0, 0.01), 80.0)])
     Point(base_lr=1.0, weight_decay=0.01)
@@ -62,7 +62,7 @@ class Search(ABC):
 
     @abstractmethod
     def ask(self, study: Study) -> Trial | None:
-        """The next trial, or None where all are begun or the next one depends on trials still under way."""
+        """The next trial. None if all are begun, or if the next one depends on trials that still run."""
 
 
 class PlannedSearch(Search):
@@ -72,7 +72,7 @@ class PlannedSearch(Search):
 
     @abstractmethod
     def next_point(self, told: Told) -> Point | None:
-        """The next point, None at the end or where results are missing."""
+        """The next point. None at the end, or if it depends on results that are missing."""
 
     @property
     def optimizer(self) -> str:  # type: ignore[override]
@@ -147,8 +147,7 @@ class CoordinateSearch(PlannedSearch):
 class DrawnSearch(Search):
     """`trials` points: base learning rates log-uniform over the range of a grid, weight decays from it.
 
-    Trial k draws from a generator of its own, seeded by (seed, k), so that a search that was interrupted does not
-    begin its sequence again.
+    Trial k draws from its own generator, seeded by (seed, k), so that an interrupted search continues its sequence.
     """
 
     grid: Grid
@@ -229,12 +228,8 @@ def search_named(name: str, optimizer: str = "sgd", trials: int | None = None) -
     paper = choose("optimizer of a grid", optimizer, GRIDS["paper"])
     if name in ("random", "tpe"):
         return DrawnSearch(paper, DEFAULT_TRIALS if trials is None else trials, name)
-    search: Search = {
-        "paper": GridSearch(paper),
-        "coordinates": CoordinateSearch(paper),
-        "small": GridSearch(GRIDS["small"][optimizer]),
-        "rates": GridSearch(GRIDS["rates"][optimizer]),
-    }[name]
+    grid = GRIDS[name][optimizer] if name in GRIDS else paper
+    search: Search = CoordinateSearch(grid) if name == "coordinates" else GridSearch(grid)
     require(
         trials is None or trials == search.trials,
         f"the search {name!r} has {search.trials} trials of its own: got {trials}; leave the number out, or take "

@@ -5,9 +5,9 @@
 3. With it, five runs with the seeds 42, 44, 82, 100 and 800 on the final pair (train800val200 / test); the accuracy
    after the last epoch is the result.
 
-Trials are rows in the table of runs and trials of an Optuna study in SQLite, both in `folder`: the same command goes on
-after a kill, and several processes with the same command share the work. A trial that was run is never run again, one
-that was killed goes on from its last saved state, and one whose loss is not finite counts as accuracy 0.
+Each trial is a row in the table of runs and a trial of an Optuna study; both are SQLite files in `folder`. After a kill
+the same command continues, and several processes with the same command share the work. No trial is run twice, a killed
+trial continues from its last saved state, and a trial whose loss is not finite counts as accuracy 0.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from moe_prompt.vision.tuning.searches import (
 
 STORAGE = "search.sqlite"
 Evaluate = Callable[[Point, bool], float]
-"""The accuracy at a point; without leave to wait (False) it may raise `Busy`."""
+"""Returns the accuracy at a point. With False it does not wait for another process and may raise `Busy`."""
 Explorer = Callable[[Search, Evaluate, Path, str], "tuple[Point, ...]"]
 
 
 def untold(sentence: str) -> None:
-    """Nobody listens."""
+    """Ignores the sentence."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning one method on one task gave: the trials, the one chosen, and the final runs."""
+    """The result of tuning one method on one task: the trials, the best of them, and the final runs."""
 
     label: str
     trials: tuple[RunRow, ...]
@@ -113,42 +113,59 @@ def tune(
 ) -> Tuned:
     """Search, choose, and train the chosen one with every seed.
 
-    `recipe` gives everything but what is searched; its optimizer becomes that of the search's grid. The `explorer`
-    carries out the search: :func:`explore`, through Optuna, unless :func:`go_through` is given.
+    `recipe` gives everything but learning rate, weight decay and optimizer, which come from the search. The `explorer`
+    carries out the search: by default :func:`explore`, through Optuna; :func:`go_through` needs no Optuna.
 
     Raises:
         InputError: no validation split, no trial with a result, or what a training raises; rows written so far stay.
     """
     require(int(os.environ.get("WORLD_SIZE", "1")) == 1, "start `tune` several times instead of under torchrun.")
-    folder, label = Path(folder), label or method.name
-    recipe = replace(recipe, optimizer=search.optimizer)
+    work = _Tuning(problem, method, replace(recipe, optimizer=search.optimizer), Path(folder), label, progress, tell)
+    name = f"{work.trial(Point(0.0, 0.0)).search_key} {search.name}"
+    points = (explorer or explore)(search, work.evaluate, work.folder / STORAGE, name)
+    trials = tuple(run_training(work.trial(point), work.folder, problem) for point in points)
+    best = choose_best(trials)
+    return Tuned(label or method.name, trials, best, tuple(work.final(_point(best), seed) for seed in seeds))
 
-    def trial(point: Point) -> RunSpec:
-        tried = replace(recipe, base_lr=point.base_lr, weight_decay=point.weight_decay)
-        return problem.trial(method, tried, label)
 
-    def evaluate(point: Point, wait: bool) -> float:
-        row = run_training(trial(point), folder, problem, progress, wait)
-        tell(f"{problem.task_name}, {label}, lr {point.base_lr:g}, decay {point.weight_decay:g}: {_outcome(row)}")
+@dataclass(frozen=True)
+class _Tuning:
+    """One method on one task, as :func:`tune` was asked."""
+
+    problem: TuningProblem
+    method: Method
+    recipe: TrainingRecipe
+    folder: Path
+    label: str
+    progress: TrainingProgress
+    tell: Teller
+
+    def trial(self, point: Point) -> RunSpec:
+        return self.problem.trial(self.method, self._at(point), self.label)
+
+    def evaluate(self, point: Point, wait: bool) -> float:
+        row = run_training(self.trial(point), self.folder, self.problem, self.progress, wait)
+        self._tell(row, f"lr {point.base_lr:g}, decay {point.weight_decay:g}: ")
         return FAILED_ACCURACY if row.accuracy is None else row.accuracy
 
-    name = f"{trial(Point(0.0, 0.0)).search_key} {search.name}"
-    points = (explorer or explore)(search, evaluate, folder / STORAGE, name)
-    trials = tuple(run_training(trial(point), folder, problem) for point in points)
-    best = choose_best(trials)
-    finals = []
-    for seed in seeds:
-        chosen = replace(recipe, base_lr=best.base_lr, weight_decay=best.weight_decay, seed=seed)
-        finals.append(run_training(problem.final(method, chosen, label), folder, problem, progress))
-        tell(f"{problem.task_name}, {label}, seed {seed}, tested: {_outcome(finals[-1])}")
-    return Tuned(label, trials, best, tuple(finals))
+    def final(self, point: Point, seed: int) -> RunRow:
+        spec = self.problem.final(self.method, replace(self._at(point), seed=seed), self.label)
+        row = run_training(spec, self.folder, self.problem, self.progress)
+        self._tell(row, f"seed {seed}, tested: ")
+        return row
+
+    def _at(self, point: Point) -> TrainingRecipe:
+        return replace(self.recipe, base_lr=point.base_lr, weight_decay=point.weight_decay)
+
+    def _tell(self, row: RunRow, words: str) -> None:
+        self.tell(f"{row.task}, {row.label}, {words}{_outcome(row)}")
 
 
 def explore(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tuple[Point, ...]:
     """Carry out a search through Optuna.
 
-    The study `name` in the database `storage` says which trials are begun and done. A trial that is begun and that
-    nobody works on (its process died) is taken up first. Points come back in the order of their trials.
+    The study `name` in the database `storage` knows which trials are begun and done. A trial whose process died is
+    finished first. Returns the points in the order of their trials.
     """
     optuna = optuna_module()
     lock = storage.with_name(storage.name + ".lock")
@@ -171,7 +188,7 @@ def explore(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tup
 
 
 def go_through(search: Search, evaluate: Evaluate, storage: Path, name: str) -> tuple[Point, ...]:
-    """Carry out a planned search by itself, without Optuna: the table of runs remembers what was done.
+    """Carry out a planned search without Optuna; the table of runs remembers what was done.
 
     Raises:
         InputError: a search that draws its points, which needs Optuna.
@@ -190,7 +207,7 @@ def _database(optuna: Any, path: Path) -> Any:
 
 
 def _under_way(study: Any, optuna: Any, lock: Path) -> list[Any]:
-    """Trials that are begun and not done; those killed before they had a point are closed."""
+    """Trials that are begun and not done. Trials that were killed before they had a point are closed."""
     with exclusively(lock):
         running = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
         for trial in running:

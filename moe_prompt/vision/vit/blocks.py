@@ -55,9 +55,9 @@ class Attention(nn.Module):
         return self.proj(heads.transpose(1, 2).flatten(2))
 
     def first_row(self, tokens: PictureTokens, prompts: BlockPrompts | None = None) -> Float[Tensor, "batch 1 dim"]:
-        r"""The first row alone, where it is all that is asked for, without a key or a value of any token.
+        r"""The first row alone, without computing the key or the value of any token.
 
-        Experts are affine in their tokens, so the maps of head h leave the sums over them:
+        Keys and values are affine in the tokens, so the maps of head h can be taken out of the sums over tokens:
 
             s_hj = (W_K,h q_h)^T x_j + q_h^T b_K,h,     h_1 = W_V,h^T (sum_j gate_hj x_j) + (sum_j gate_hj) b_V,h
         """

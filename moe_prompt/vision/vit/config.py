@@ -1,4 +1,4 @@
-"""The sizes of a vision transformer, given or read off a file's tensors."""
+"""The sizes of a vision transformer, given or read from the tensors of a file."""
 
 from __future__ import annotations
 
@@ -83,11 +83,7 @@ class ViTConfig:
         (dim, _, patch, _), rows = tensors[needed[0]].shape, tensors["pos_embed"].shape[1]
         depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
         class_token, registers = "cls_token" in tensors, tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-        side = math.isqrt(rows)
-        require(
-            side**2 == rows or (class_token and math.isqrt(rows - 1) ** 2 == rows - 1),
-            f"pos_embed in {source} needs a square grid of positions, with or without a class token: got {rows} rows.",
-        )
+        side = _side(rows, class_token, source)
         own = side * patch
         return cls(
             dim=dim,
@@ -103,6 +99,16 @@ class ViTConfig:
             qkv_bias="blocks.0.attn.qkv.bias" in tensors,
             pooling=pooling if class_token else "avg",
         )
+
+
+def _side(rows: int, class_token: bool, source: str) -> int:
+    """The side of the square grid of positions."""
+    side = math.isqrt(rows)
+    require(
+        side**2 == rows or (class_token and math.isqrt(rows - 1) ** 2 == rows - 1),
+        f"pos_embed in {source} needs a square grid of positions, with or without a class token: got {rows} rows.",
+    )
+    return side
 
 
 def _size(dim: int, depth: int, heads: int, patch: int) -> ViTConfig:

@@ -1,13 +1,13 @@
 r"""Where prompt experts enter a vision transformer.
 
-A deep prompt is an expert and never a query: what a block would compute in the prompt's own row is thrown away before
-the next block, so the prompt needs a key and a value and nothing else. With X the block's input tokens, P_j(X) its
-prompts and LN the block's first layer norm,
+A deep prompt is an expert and never a query. The next block replaces the prompts, so whatever this block would compute
+in a prompt's own row is discarded; a prompt only needs a key and a value. With X the block's input tokens, P(X) its
+prompts and LN its first layer norm,
 
     h_i = sum_j gate_ij W_V^T [LN(X); LN(P(X))]_j,      i over the tokens, j over tokens and prompts
 
-which gives the logits of the form that carries prompts as tokens, without their queries, attention rows and MLP
-(arXiv 2203.12119, 2501.18936; prefixes, arXiv 2101.00190, enter without LN).
+The logits equal those of the published form, in which prompts are tokens of each block (arXiv 2203.12119, 2501.18936),
+but queries, attention rows and MLP of the prompts are not computed. Prefixes (arXiv 2101.00190) enter without LN.
 
 | here             | what enters                                                       | method                      |
 |------------------|-------------------------------------------------------------------|-----------------------------|
@@ -43,7 +43,7 @@ class BlockPrompts(NamedTuple):
 
 
 class Prompting(nn.Module, ABC):
-    """What a ViT asks for while it runs: tokens that ride along, and the prompts of each block."""
+    """The prompts of a ViT: tokens that are carried through all blocks, and the prompts of each block."""
 
     def carried(self, batch: int) -> PictureTokens | None:
         """Tokens appended to the input, queries in every block, or none."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.studies.analysis.cells import cells_of, errors_by_size
+from moe_prompt.studies.analysis.cells import cells_of
 from moe_prompt.studies.analysis.planning import plan_study, plan_text, seconds_per_fit
-from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.rate_fit import errors_by_size, fit_rate
 from moe_prompt.studies.base import Quantity
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import Results
@@ -134,12 +134,14 @@ def test_a_pilot_foretells_the_cost_of_the_run(tmp_path):
 def test_words_and_json():
     forecast = plan(MANY, ROWS, set(), jobs=2, width=0.01)
     words = plan_text(forecast, MANY, "480 rows of here")
-    assert "small: 480 fits, 480 of them to be computed" in words and "from  480 rows of here" in words
-    assert re.search("cost  5 s of one core .*, 2 s with 2 workers", words)
+    assert "small: 480 fits, 480 of them" in words and "480 rows of here" in words
+    assert re.search("5 s on one core, 2 s with 2 workers", words)
     own, longer = forecast.wanted
     assert f"  {own.replicates} replicates: " in words
-    assert f"  {longer.replicates} replicates, with n = {', '.join(map(str, longer.sizes[3:]))} added" in words
-    assert "intervals at most" not in plan_text(plan(MANY, ROWS, set()), MANY, "")
+    assert (
+        f"  {longer.replicates} replicates, with the sizes n = {', '.join(map(str, longer.sizes[3:]))} added" in words
+    )
+    assert "95 % intervals" not in plan_text(plan(MANY, ROWS, set()), MANY, "")
     told = json.loads(json.dumps(forecast.to_dict(), allow_nan=False))
     assert told["left"] == 480 and len(told["slopes"]) == 6 and len(told["wanted"]) == 2
 

@@ -17,8 +17,8 @@ from moe_prompt.estimation.starts import Random
 from moe_prompt.models.covariates import Uniform
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.models.sampling import Population
-from moe_prompt.studies.analysis.cells import cells_of, errors_by_size
-from moe_prompt.studies.analysis.rate_fit import fit_rate
+from moe_prompt.studies.analysis.cells import cells_of
+from moe_prompt.studies.analysis.rate_fit import errors_by_size, fit_rate
 from moe_prompt.studies.kinds.rates import RateStudy
 from moe_prompt.studies.running import runner
 from moe_prompt.studies.running.database import KEY, Results

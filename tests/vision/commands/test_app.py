@@ -133,8 +133,12 @@ def test_control_c_is_a_sentence_and_code_130(command, files, monkeypatch):
     monkeypatch.setattr(runs, "train", stop)
     for words in (("train", *files, *SHORT), ("tune", *files, *SHORT, "--method", "linear")):
         code, shown, errors = command(*words)
-        assert code == 130 and shown == "" and errors.splitlines()[-1].endswith("is saved, run again to go on.")
-    monkeypatch.setattr("moe_prompt.vision.data.layouts.open_task.open_task", stop)  # before anything is trained, too
+        assert (
+            code == 130
+            and shown == ""
+            and errors.splitlines()[-1].endswith("is saved; run the command again to continue.")
+        )
+    monkeypatch.setattr("moe_prompt.vision.commands.assembly.open_task", stop)  # before anything is trained, too
     assert command("train", *files)[0] == 130
     monkeypatch.setattr("moe_prompt.vision.data.verification.verify.verify", stop)
     assert command("verify", "--data", "bars")[0] == 130

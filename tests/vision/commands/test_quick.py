@@ -23,8 +23,8 @@ def shortened(monkeypatch):
     """One epoch, one trial, one seed."""
     monkeypatch.setattr(quick, "PRETRAINING", replace(quick.PRETRAINING, epochs=1, warmup=0))
     monkeypatch.setattr(quick, "TUNING", replace(quick.TUNING, epochs=1, warmup=0))
-    monkeypatch.setattr(quick, "SEARCH", GridSearch(Grid("one", "sgd", (1.0,), (0.0,), "ours", "a test")))
-    monkeypatch.setattr(quick, "SEEDS", (42,))
+    monkeypatch.setattr(quick, "QUICK_SEARCH", GridSearch(Grid("one", "sgd", (1.0,), (0.0,), "ours", "a test")))
+    monkeypatch.setattr(quick, "QUICK_SEEDS", (42,))
 
 
 def test_the_whole_path(tmp_path, shortened):

@@ -67,7 +67,7 @@ def test_comparison():
 def test_what_is_not_whole_is_said():
     rows = [*finals([80.0, None, 82.0]), trial(70.0, label="lora", method={"name": "lora"}, task="dtd")]
     text = tuning_report([*rows, *finals([90.0], base_lr=1.0), trial(60.0, 5.0), trial(50.0, 1.0)]).text()
-    assert "svhn, vapt: 1 of 3 seeds failed and are in no mean." in text
+    assert "svhn, vapt: 1 of 3 seeds failed and enter no mean." in text
     assert "dtd, lora: searched, not tested yet." in text
     assert "svhn, vapt: 1 final runs left out, for validation chose other hyper-parameters." in text
 

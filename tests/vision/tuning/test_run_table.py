@@ -2,6 +2,8 @@
 
 import multiprocessing
 import sqlite3
+from contextlib import closing
+from dataclasses import asdict
 
 import pytest
 
@@ -81,3 +83,16 @@ def test_unusable_files_are_named(tmp_path):
     (tmp_path / "bad.csv").write_text(text.replace(",42,", ",forty-two,", 1))
     with pytest.raises(InputError, match=r"bad\.csv cannot be read"):
         read_rows(tmp_path / "bad.csv")
+
+
+def test_a_database_of_an_earlier_version_is_read_and_written(tmp_path):
+    """Its primary key stands beside its column, and its columns may have another order."""
+    first, second = planted(key="a", accuracy=70.0), planted(key="b", failed=True, accuracy=None)
+    kept = dict(reversed(asdict(first).items()))
+    columns = ", ".join(f'"{name}"' + " TEXT PRIMARY KEY" * (name == "key") for name in kept)
+    with closing(sqlite3.connect(tmp_path / "runs.sqlite")) as db, db:
+        db.execute(f"CREATE TABLE runs ({columns})")
+        db.execute(f"INSERT INTO runs VALUES ({', '.join('?' for _ in kept)})", tuple(kept.values()))
+    table = RunTable(tmp_path / "runs.sqlite")
+    assert table.get("a") == first and table.add(second) == second and table.add(planted(key="a")) == first
+    assert set(table.rows()) == {first, second}

@@ -1,4 +1,4 @@
-"""Real sets of pictures that package registries alone can give, written as tasks in the VTAB folder layout.
+"""Real sets of pictures that are contained in packages of public registries, written as tasks in the VTAB layout.
 
 Each task folder holds lossless PNG files, the lists of its splits, the names of its classes, and SOURCE.json: origin,
 version, sha256 and licence of what it was made from, what was done to it, how many pictures of each class there are.
@@ -64,7 +64,7 @@ def fetch_source(
     files: Sequence[str | Path] = (),
     progress: Teller | None = None,
 ) -> tuple[Path, ...]:
-    """As :func:`fetch_set`, for a set of one's own."""
+    """The same as :func:`fetch_set` for a set of the user's own."""
     require(test_size is None or test_size > 0, f"the test split needs a picture or more: got {test_size}.")
     out = cache_dir() / "data" if out is None else Path(out)
     made_from = {"sha256": [file.sha256 for file in source.files], "seed": seed, "test_size": test_size}
@@ -132,7 +132,7 @@ def _file(file: RegistryFile) -> dict[str, str]:
 
 
 def _write(folder: Path, task: ImageTask, record: Mapping[str, Any], made_from: Mapping[str, Any]) -> None:
-    """The task folder with its record, whole or not at all; another process may make the same meanwhile."""
+    """Write the task folder with its record in one step; another process may write the same at the same time."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:

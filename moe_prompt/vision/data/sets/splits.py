@@ -1,4 +1,4 @@
-"""Which pictures of a set go where: by a hash of their number, every class in its share, groups never torn apart.
+"""Divide a set into splits by a hash of picture numbers: stratified by class, and groups stay together.
 
 A hash in place of a random generator makes the same draw in every version of every library, for ever.
 """

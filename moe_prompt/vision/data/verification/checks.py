@@ -1,7 +1,7 @@
-"""What verify looks for, one check a function: each yields a sentence for everything it finds, and names a file.
+"""The checks of `classify verify`, one per function. Each yields a sentence that names a file for each finding.
 
-The VTAB-1K zips in circulation hold pictures that were decoded, and encoded as JPEG once more; the original sets are
-lossless for CIFAR-100, SVHN, Camelyon, Clevr, KITTI, dSprites and small NORB.
+In the VTAB-1K archives in circulation all pictures were encoded as JPEG once more, although the original sets
+CIFAR-100, SVHN, Camelyon, Clevr, KITTI, dSprites and small NORB are lossless.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def whole_unions(task: Task) -> list[str]:
 
 
 def wrong_unions(task: Task) -> Iterator[str]:
-    """A split that is two others together must be just that."""
+    """A split that is the union of two others must contain exactly their pictures."""
     for name in whole_unions(task):
         split, parts = task.splits[name], [task.splits[part] for part in UNIONS[name]]
         if sorted(_entries(split)) != sorted(chain.from_iterable(map(_entries, parts))):
@@ -108,7 +108,7 @@ def overlap(first: Inspection, second: Inspection) -> Iterator[str]:
 
 
 def _same_file(first: TaskSplit, a: int, second: TaskSplit, b: int) -> bool:
-    """Files listed twice are told of as such."""
+    """Whether both are the same file, which `repeated_paths` reports."""
     return os.path.normpath(first.pictures.named(a)) == os.path.normpath(second.pictures.named(b))
 
 
@@ -126,7 +126,7 @@ def copies(task: Task, look: Inspection) -> Iterator[str]:
 
 
 def encodings(task: Task, look: Inspection) -> Iterator[str]:
-    """What had to be done to pictures, and JPEG where the original is not."""
+    """Conversions that pictures needed, and JPEG files where the original pictures are lossless."""
     for note, indices in look.notes.items():
         yield f"{look.example(indices)} in {look.split.source} is {note}{_others(len(indices))}."
     jpeg = [index for form in _JPEG for index in look.formats.get(form, [])]
@@ -159,7 +159,7 @@ def wrong_sizes(task: Task, look: Inspection) -> Iterator[str]:
 
 
 def lacking_classes(task: Task) -> Iterator[str]:
-    """Classes that a split has no picture of; those that make a task unusable are faults."""
+    """Classes without a picture in a split. Those that make a task unusable are faults and are found elsewhere."""
     if task.known is not None and task.known.gaps:
         for split, lacking in class_gaps(task):
             missed = len(np.unique(split.labels[lacking]))

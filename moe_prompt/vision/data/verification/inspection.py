@@ -1,6 +1,6 @@
-"""Look at the pictures of a split one after the other: which cannot be read, what they are, which are the same.
+"""Decode the pictures of a split: which cannot be read, of which kind they are, and which are equal.
 
-Two pictures are the same if their RGB pixels are: a hash of size and pixels finds copies whatever file they are in.
+Two pictures are equal if their RGB pixels are; a hash of size and pixels finds copies in files of any format.
 """
 
 from __future__ import annotations

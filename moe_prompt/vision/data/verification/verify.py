@@ -1,7 +1,7 @@
 """Is a task on disk what it should be? Counts, classes, overlap between splits, unreadable files, lossy re-encodings.
 
-A *problem* makes numbers measured on the task wrong or not comparable; a *warning* is what whoever reports them should
-know; a *note* says what was not looked at. Everything is told in sentences that name a file.
+A *problem* makes results on the task wrong or not comparable. A *warning* is something to mention when results are
+reported. A *note* says what was not checked. Each is a sentence that names a file.
 
 Pictures with the same pixels in two splits are a problem, whatever their files are. In dSprites they are a warning, as
 the set itself has twins: 42,836 of its 737,280 pictures by our count, most of them because the last of 40 orientations
@@ -40,7 +40,7 @@ MOST_DECODED = 20_000
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What was found; `counts` is pictures per split, `decoded` how many of them were looked at."""
+    """Result of a check; `counts` is the number of pictures per split, `decoded` how many of them were decoded."""
 
     task: str
     source: str
@@ -83,7 +83,7 @@ class VerificationReport:
 def verify(
     path: str | Path, layout: str | None = None, most: int = MOST_DECODED, seed: int = 0, threads: int | None = None
 ) -> VerificationReport:
-    """Hold a task against itself, and against what is published of it where it is one of the 24.
+    """Check that a task is consistent, and that it agrees with the published facts if it is one of the 24.
 
     Args:
         path: as for :func:`moe_prompt.vision.data.layouts.open_task.open_task`, which refuses at the first fault; here

@@ -18,9 +18,9 @@ from moe_prompt.attention.prompts import (
     PromptTokens,
     ReparameterizedPrefix,
 )
-from moe_prompt.models.expert_hessians import CLOSED_FORM, _by_autograd, curvature
-from moe_prompt.models.expert_jacobians import CLOSED_FORM as FAMILIES
-from moe_prompt.models.expert_jacobians import AutogradFamily, Covariate, Family, family
+from moe_prompt.models.experts.autograd import AutogradForm, differentiated_curvature
+from moe_prompt.models.experts.base import CLOSED_FORMS, Covariate, ExpertForm
+from moe_prompt.models.experts.form_of import form_of
 
 PROBLEMS, DIM, OUTPUTS, SAMPLES, RANK = 2, 3, 5, 17, 7
 
@@ -41,7 +41,7 @@ def task(expert: PromptExpert, tokens: int = 1, keys: int = DIM, values: int = D
     """One atom in each of two problems: its family, covariates, evaluation there, and weights c, g and r."""
     rng = np.random.default_rng(1)
     parameters = {name: normal(rng, PROBLEMS, *p.shape) for name, p in expert.double().named_parameters()}
-    made = family(expert)(expert, normal(rng, OUTPUTS, values), tokens, parameters)
+    made = form_of(expert)(expert, normal(rng, OUTPUTS, values), tokens, parameters)
     at = Covariate(normal(rng, PROBLEMS, tokens * DIM, SAMPLES), normal(rng, PROBLEMS, keys, SAMPLES))
     c, g = (normal(rng, PROBLEMS, 1, SAMPLES) for _ in range(2))
     return made, at, made.evaluate(at), c, g, normal(rng, PROBLEMS, OUTPUTS, SAMPLES)
@@ -94,7 +94,7 @@ def test_curvature_is_that_of_the_experts_own_forward(name):
     bends = name not in ("VPT", "prefix") and not name.startswith(("linear gate, linear", "linear gate, relu"))
     bends = bends and name not in ("known maps, linear", "known maps, relu")
     assert bool(expected.any()) == bends
-    for found in (curvature(made, at, done, *weights), _by_autograd(made, at, done, *weights)):
+    for found in (made.curvature(at, done, *weights), differentiated_curvature(made, at, done, *weights)):
         assert found.shape == expected.shape
         assert torch.allclose(found, expected, rtol=1e-10, atol=1e-11 * max(1.0, float(expected.abs().max())))
 
@@ -104,7 +104,7 @@ def test_rows_are_those_of_the_experts_own_forward(name):
     make, *sizes = EXPERTS[name]
     made, at, done, c, g, r = task(make(), *sizes)
     expected = directly(jacobian, made, at, c, g, r)
-    for score, value in (made.rows(at, done, r), Family.rows(made, at, done, r)):
+    for score, value in (made.rows(at, done, r), ExpertForm.rows(made, at, done, r)):
         found = (score * c[:, :, None] + value * g[:, :, None]).sum(-1)
         assert torch.allclose(found, expected, rtol=1e-10, atol=1e-11 * float(expected.abs().max()))
 
@@ -116,22 +116,23 @@ def test_atoms_apart_are_the_atoms_together(name):
     one, at, _, c, g, r = task(make(), *sizes)
     rng, shared = np.random.default_rng(2), one.expert.is_shared
     both = {k: v if shared(k) else torch.cat([v, normal(rng, *v.shape)], 1) for k, v in one.parameters.items()}
-    made = family(one.expert)(one.expert, one.c, one.num_tokens, both)
+    made = form_of(one.expert)(one.expert, one.c, one.num_tokens, both)
     c, g = (torch.cat([weight, normal(rng, *weight.shape)], 1) for weight in (c, g))
-    together = curvature(made, at, made.evaluate(at), c, g, r), *made.rows(at, made.evaluate(at), r)
+    together = made.curvature(at, made.evaluate(at), c, g, r), *made.rows(at, made.evaluate(at), r)
     for j in range(2):
         parameters = {k: v if shared(k) else v[:, j : j + 1] for k, v in both.items()}
-        alone = family(one.expert)(one.expert, one.c, one.num_tokens, parameters)
+        alone = form_of(one.expert)(one.expert, one.c, one.num_tokens, parameters)
         done, own = alone.evaluate(at), slice(j, j + 1)
-        apart = curvature(alone, at, done, c[:, own], g[:, own], r), *alone.rows(at, done, r)
+        apart = alone.curvature(at, done, c[:, own], g[:, own], r), *alone.rows(at, done, r)
         for every, expected in zip(together, apart, strict=True):
             found = every[:, own] if every.shape[1] > 1 else every
             assert torch.allclose(found, expected, rtol=1e-10, atol=1e-11 * max(1.0, float(expected.abs().max())))
 
 
 def test_every_family_has_a_closed_form_and_others_are_differentiated():
-    assert set(CLOSED_FORM) == set(FAMILIES.values())
-    assert family(Squared(1, DIM)) is AutogradFamily and AutogradFamily not in CLOSED_FORM
+    built_in = (ConstantPrompt, PrefixPrompt, ReparameterizedPrefix, FlatAdaptivePrompt, LinearGateExpert)
+    assert set(CLOSED_FORMS) == set(built_in)
+    assert form_of(Squared(1, DIM)) is AutogradForm
 
 
 @pytest.mark.parametrize("name", ["VPT", "prefix", "VAPT, tanh", "linear gate, tanh", "known maps, tanh"])
@@ -140,5 +141,5 @@ def test_closed_forms_do_not_ask_forward(name, monkeypatch):
     make, *sizes = EXPERTS[name]
     made, at, done, *weights = task(make(), *sizes)
     monkeypatch.setattr(type(made.expert), "forward", lambda *_: pytest.fail("differentiated"))
-    assert curvature(made, at, done, *weights).shape[0] == PROBLEMS
+    assert made.curvature(at, done, *weights).shape[0] == PROBLEMS
     assert all(len(rows) == PROBLEMS for rows in made.rows(at, done, weights[-1]))

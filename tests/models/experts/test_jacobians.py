@@ -10,7 +10,9 @@ from torch import nn
 from moe_prompt.attention import prompts as experts
 from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, SoftmaxGate, TopKGate
 from moe_prompt.attention.prompts import PromptExpert, PromptTokens
-from moe_prompt.models.expert_jacobians import AutogradFamily, ConstantFamily, family
+from moe_prompt.models.experts.autograd import AutogradForm
+from moe_prompt.models.experts.constant import ConstantForm
+from moe_prompt.models.experts.form_of import form_of
 from moe_prompt.models.regression import FrozenExperts, Mixture, RegressionModel
 
 RANK, ATOMS, DIM, OUTPUTS, TOKENS, SAMPLES, VALUE, INPUTS, FROZEN = 2, 3, 5, 7, 11, 13, 17, 19, 23
@@ -121,7 +123,7 @@ def cases() -> dict[str, tuple]:
 
 
 CASES = cases()
-CLOSED = [name for name, (expert, *_) in CASES.items() if family(expert) is not AutogradFamily]
+CLOSED = [name for name, (expert, *_) in CASES.items() if form_of(expert) is not AutogradForm]
 GATES = {
     "softmax": (SoftmaxGate, lambda s: s),
     "NoRGa": (lambda: NonlinearResidualGate(0.7, 1.3), lambda s: s + 0.7 * math.tanh(1.3 * s)),
@@ -228,7 +230,7 @@ def test_closed_form_jacobian_is_autograd(case, gate):
     closed, auto = (torch.full((2, model.num_parameters, OUTPUTS, SAMPLES), math.nan).double() for _ in range(2))
     f = model.at(theta)(prepared, model.blocks(closed))
     b, parameters = model.unflatten(theta)
-    differentiated = AutogradFamily(model.expert, model.value_map, model.num_tokens, parameters)
+    differentiated = AutogradForm(model.expert, model.value_map, model.num_tokens, parameters)
     g = Mixture(model.gate, b[..., None], differentiated)(prepared, model.blocks(auto))
     assert_close(f, g)
     assert_close(closed, auto)
@@ -253,7 +255,7 @@ def test_an_experts_subclass_is_differentiated_not_taken_for_its_parent():
             key, value = super().forward(tokens)
             return PromptTokens(2 * key, 2 * value)
 
-    assert family(experts.ConstantPrompt(2, 3)) is ConstantFamily
+    assert form_of(experts.ConstantPrompt(2, 3)) is ConstantForm
     model = make_model("constant")
     doubled = RegressionModel(model.frozen, Doubled(ATOMS, DIM), model.key_map, model.value_map)
     theta, x = (part[0] for part in draw(model))
