@@ -24,7 +24,7 @@ cannot help. What is left to find is e:
 The last, because x^T A x sees only the symmetric part of A = B W_2 W_1, which S changes by B W_2 S (B W_2)^T. W_2 being
 shared, these are all the antisymmetric changes of A within reach: u v^T - v u^T, u and v in the column space of B W_2.
 An S != 0 needs r >= 2; that the product W_2 W_1 moves, W_2 S (B W_2)^T != 0, needs B W_2 S != 0 if W_2 (d, r) has rank
-r, which asks for r <= d and no inverse of B. :func:`free_maps` is the other kind.
+r, which asks for r <= d and no inverse of B. :func:`free_maps_split` is the other kind.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class HalfSplit(BadSequence):
 
 @dataclass(frozen=True, eq=False)
 class FreeMapsSplit(BadSequence):
-    """Halves of an atom's mass with equal keys, and values that differ by +-t along `axis`: see :func:`free_maps`."""
+    """Halves of an atom's mass with equal keys and values that differ by +-t along `axis`: `free_maps_split`."""
 
     axis: int
 
@@ -210,7 +210,7 @@ def antisymmetric(truth: RegressionModel, theta_star: Tensor, atom: int = 0) -> 
     return half_split(truth, theta_star, atom, "w1", s @ (truth.key_map @ w2).mT)
 
 
-def free_maps(truth: RegressionModel, theta_star: Tensor, atom: int = 0) -> FreeMapsSplit:
+def free_maps_split(truth: RegressionModel, theta_star: Tensor, atom: int = 0) -> FreeMapsSplit:
     r"""Reparameterised prefixes with learned maps and L + 1 <= d: equal keys, values v + t e_k and v - t e_k.
 
     Key_j = act(W_1 p_j) and value_j = act(W_2 p_j) share p_j, but p_1, ..., p_{L+1} in R^d can be linearly independent;
@@ -227,7 +227,7 @@ def free_maps(truth: RegressionModel, theta_star: Tensor, atom: int = 0) -> Free
 SEQUENCES: dict[str, Callable[..., BadSequence]] = {
     "VPT, B singular": kernel_of_b,
     "prefix, non-shared": free_values,
-    "reparameterised, maps free, L' <= d": free_maps,
+    "reparameterised, maps free, L' <= d": free_maps_split,
     "VAPT, linear, r = 2": antisymmetric,
     "linear gate + linear expert": linear_experts,
     "NoRGa + linear expert": linear_experts,

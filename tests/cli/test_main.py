@@ -400,3 +400,10 @@ def test_figures_are_equal_bytes_and_of_the_export_alone(command, monkeypatch, t
 def test_view_writes_its_figure(command, tmp_path):
     code, shown, _ = command(*VIEW, PHOTO, "--num-prompts", 3, "--out", "seen/view.png")
     assert code == 0 and "figure seen/view.png" in shown and (tmp_path / "seen" / "view.png").stat().st_size > 10_000
+
+
+def test_version_and_completion(command):
+    import moe_prompt as mp
+
+    assert command("--version") == (0, f"moe-prompt {mp.__version__}\n", "")
+    assert "--install-completion" in command("--help")[1]

@@ -13,7 +13,7 @@ from moe_prompt.theory.bad_sequences import (
     HalfSplit,
     antisymmetric,
     evidence,
-    free_maps,
+    free_maps_split,
     free_values,
     kernel_of_b,
     linear_experts,
@@ -128,7 +128,7 @@ def test_beyond_reach_a_half_is_in_another_cell():
 def test_the_free_maps_split_is_one_of_keys_and_values():
     """Equal keys, values apart by 2 t in one coordinate, other atoms as they were."""
     model, theta, _ = build("reparameterised, maps free, L' <= d", seed=2)
-    sequence, t = free_maps(model, theta), 0.3
+    sequence, t = free_maps_split(model, theta), 0.3
     (_, blocks), (_, true) = sequence.model.unflatten(sequence.theta(t)), model.unflatten(theta)
     key, value = (np.tanh(blocks["p"].numpy() @ blocks[name].numpy().T) for name in ("w1", "w2"))
     key_star, value_star = (np.tanh(true["p"].numpy() @ true[name].numpy().T) for name in ("w1", "w2"))
@@ -140,7 +140,7 @@ def test_the_free_maps_split_is_one_of_keys_and_values():
 
 def test_sigmoid_maps_have_a_range_too():
     model, theta, covariates = truth_parts(select("reparameterized-free", "sigmoid").build())
-    sequence = free_maps(model, theta)
+    sequence = free_maps_split(model, theta)
     assert sequence.reach < 0.5 and evidence(sequence, 0.9 * sequence.reach, covariates.nodes(81)).is_bad
 
 
@@ -151,7 +151,12 @@ def test_sigmoid_maps_have_a_range_too():
         (linear_experts, "linear gate + tanh ridge", {}, "only a linear expert .* got 'tanh'"),
         (antisymmetric, "VAPT, linear, r = 1", {}, "2 to 4 hidden units: got 'linear', 1"),
         (antisymmetric, "VAPT, tanh", {}, "got 'tanh', 2"),
-        (free_maps, "reparameterised, maps free, L' <= d", {"atoms": 4}, r"at most 4 atoms in dimension 4: got 4 \+ 1"),
+        (
+            free_maps_split,
+            "reparameterised, maps free, L' <= d",
+            {"atoms": 4},
+            r"at most 4 atoms in dimension 4: got 4 \+ 1",
+        ),
     ],
 )
 def test_where_there_is_no_sequence_a_sentence_says_so(make, name, changes, sentence):
@@ -168,7 +173,7 @@ def test_other_errors_are_sentences():
         free_values(model, theta, atom=2)
     model, theta, _ = build("reparameterised, maps free, L' <= d")
     with pytest.raises(InputError, match=r"range of the activation for t < 0\.4"):
-        free_maps(model, theta).theta(0.5)
+        free_maps_split(model, theta).theta(0.5)
     model, theta, _ = truth_parts(select("reparameterized-free", "gelu").build())
     with pytest.raises(InputError, match="unknown activation with an inverse 'gelu'"):
-        free_maps(model, theta)
+        free_maps_split(model, theta)
