@@ -23,8 +23,10 @@ def parse(line):
 
 
 def is_named(line):
-    """Whether a line is the bare name of a command or of a group of commands."""
+    """Whether a line is the bare name of a command or of a group of commands, or an option of all of them."""
     command = typer.main.get_command(main.app)
+    if any(line in option.opts for option in command.params):
+        return True
     for word in line.split():
         command = getattr(command, "commands", {}).get(word)
     return command is not None
