@@ -87,6 +87,25 @@ def own_names(model: RegressionModel) -> list[str]:
     return [name for name in model.shapes if name != "b" and not model.expert.is_shared(name)]
 
 
+def own_columns(model: RegressionModel) -> Int64[Tensor, "q"]:
+    """Which of an atom's parameters, its own and the shared ones in the model's order, are its own."""
+    own, sizes = set(own_names(model)), {}
+    for name, shape in model.shapes.items():
+        if name != "b":
+            sizes[name] = math.prod(shape[1:] if name in own else shape)
+    return torch.cat([torch.full((size,), name in own) for name, size in sizes.items()]).nonzero()[:, 0]
+
+
+def atom_places(model: RegressionModel) -> Tensor:
+    """Where each atom's coordinates stand in theta, (L, q): log-weight, own parameters, shared ones."""
+    places = []
+    for name, shape in model.shapes.items():
+        block = torch.arange(model.num_parameters)[model.slices[name]]
+        own = name == "b" or not model.expert.is_shared(name)
+        places.append(block.unflatten(0, (shape[0], -1)) if own else block.expand(model.num_atoms, -1))
+    return torch.cat(places, 1)
+
+
 def parameter_names(model: RegressionModel) -> tuple[str, ...]:
     """One name for every entry of a parameter vector: "b[0]", "w1[0,1,2]"."""
     return tuple(

@@ -14,10 +14,12 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call
 
 from moe_prompt.errors import require
-from moe_prompt.models.atoms import parameter_names
+from moe_prompt.models.atoms import atom_places, parameter_names
+from moe_prompt.models.experts.base import Covariate
+from moe_prompt.models.experts.form_of import form_of
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.theory.local_geometry import Nodes
 from moe_prompt.theory.rank import JacobianRank, factor_rank, triangular
@@ -52,8 +54,31 @@ def token_rank(model: RegressionModel, theta: Float64[Tensor, "p"], nodes: Nodes
     """
     points, _ = nodes
     some = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[: max(FEW, model.num_parameters)]
-    jacobian = vmap(jacrev(lambda t, x: token_vector(model, t, x)), (None, 0))(theta, points[some])
-    return factor_rank(triangular([jacobian]), parameter_names(model))
+    return factor_rank(triangular([token_jacobian(model, theta, points[some])]), parameter_names(model))
+
+
+def token_jacobian(
+    model: RegressionModel, theta: Float64[Tensor, "p"], x: Float64[Tensor, "m dim"]
+) -> Float64[Tensor, "m rows p"]:
+    """d (b, key_1, value_1, ..., key_L, value_L) / d theta at some covariates.
+
+    A key is the score without B and x: its k-th entry is the score of a covariate whose B^T x is the k-th unit vector.
+    """
+    keys, values, m = model.key_map.shape[1], model.value_map.shape[1], len(x)
+    identity = torch.eye(keys + values, dtype=theta.dtype)
+    form = form_of(model.expert)(
+        model.expert, identity[:values, :values], model.num_tokens, model.unflatten(theta[None])[1]
+    )
+    entries = identity.repeat_interleave(m, 1)[None]  # which entry of key or value each repetition of x asks for
+    at = Covariate(x.mT.repeat(1, keys + values)[None], entries[:, :keys])
+    rows = sum(form.rows(at, form.evaluate(at), entries[:, keys:]), start=x.new_zeros(()))
+    first = int(model.gating_bias)
+    out = x.new_zeros(m * (keys + values), model.num_atoms, len(theta))
+    for atom, places in enumerate(atom_places(model)[:, first:]):
+        out[:, atom, places] = rows[0, atom if rows.shape[1] > 1 else 0].mT
+    biases = torch.eye(len(theta), dtype=theta.dtype)[: first * model.num_atoms]
+    tokens = out.unflatten(0, (-1, m)).transpose(0, 1).flatten(1, 2)
+    return torch.cat([biases.expand(m, -1, -1), tokens], 1)
 
 
 def token_vector(model: RegressionModel, theta: Float64[Tensor, "p"], x: Float64[Tensor, "dim"]) -> Tensor:

@@ -12,17 +12,15 @@ triangular factors: R^T R = E[J^T J].
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torch.func import functional_call, jacrev, vmap
 
-from moe_prompt.models.atoms import AtomLayout, parameter_names
+from moe_prompt.models.atoms import AtomLayout, own_columns, parameter_names
 from moe_prompt.models.covariates import Covariates
+from moe_prompt.models.experts.base import Covariate
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import RegressionModel
 from moe_prompt.models.sampling import Population
@@ -107,30 +105,39 @@ class LocalGeometry:
         log_d = torch.cat([prepared.log_frozen, score], 1).logsumexp(1)
         return mixture(prepared)[0].mT, log_d[0]
 
-    def contribution(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """W(theta_j; x, f_*(x), log D_*(x)) of an atom's own parameters (q,) at one covariate, (outputs,)."""
-        model, shapes, (_, parameters) = self.model, self.atoms.shapes, self.model.unflatten(self.theta)
-        gate = exponential(model.gate, "sigma_2")
-        shared = {name: value for name, value in parameters.items() if name not in shapes}
-        sizes = [math.prod(shape) for shape in shapes.values()]
-
-        def w(own: Tensor, x: Tensor, f: Tensor, log_d: Tensor) -> Tensor:
-            parts = zip(shapes.items(), own.split(sizes), strict=True)
-            blocks = {name: part.reshape(1, *shape) for (name, shape), part in parts}
-            tokens = functional_call(model.expert, {**shared, **blocks}, (x.unflatten(0, (model.num_tokens, -1)),))
-            score = gate.link(tokens.key[0] @ (model.key_map.mT @ x))[0]
-            return torch.exp(score - log_d) * (model.value_map @ tokens.value[0] - f)
-
-        return w
-
     @cached_property
     @torch.no_grad()
     def second_derivatives(self) -> list[Float64[Tensor, "n outputs pairs"]]:
-        """H_j at every node, atom by atom."""
-        second = vmap(jacrev(jacrev(self.contribution())), (None, 0, 0, 0))
-        k, l = torch.triu_indices(self.atoms.width, self.atoms.width)  # noqa: E741
-        at = (self.nodes[0], *self.mean_and_log_denominator)
-        return [0.5 * second(self.theta[own], *at)[..., k, l] for own in self.atoms.own]
+        """H_j at every node, atom by atom, from the closed forms of the expert; every node is a problem of its own.
+
+        With g = exp(link(s) - log D) and derivatives s', s'', v', v'' of an atom's score and value,
+        2 H = g { (v - f) ((link'^2 + link'') s's'^T + link' s'') + link' (s'v'^T + v's'^T) + v'' }.
+        """
+        gate, own = exponential(self.model.gate, "sigma_2"), own_columns(self.model)
+        form, at = self.model.at(self.theta.expand(len(self.nodes[0]), -1)).prompts, self._nodes_apart
+        (f, log_d), done = self.mean_and_log_denominator, form.evaluate(at)
+        linked, slope, bend = *gate.link(done.score), gate.bend(done.score)
+        one, off = torch.ones_like(done.score), torch.zeros_like(f)[..., None]
+        slope = (one if slope is None else slope)[..., None]
+        half_g = 0.5 * (linked - log_d[:, None, None]).exp()[..., None]
+        s = form.rows(at, done, off)[0][:, :, own]
+        second = slope * form.curvature(at, done, one, 0 * one, off)[:, :, own][..., own]
+        second = second + (slope.square() + (0 if bend is None else bend[..., None])) * (s @ s.mT)
+        k, l = torch.triu_indices(len(own), len(own))  # noqa: E741
+        found = []
+        for output in range(self.model.outputs):
+            unit = off.index_fill(1, torch.tensor([output]), 1.0)
+            v = form.rows(at, done, unit)[1][:, :, own]
+            cross = slope * (s @ v.mT)
+            above = (done.value[:, :, output] - f[:, None, output, None])[..., None]
+            bent = form.curvature(at, done, 0 * one, one, unit)[:, :, own][..., own]
+            found.append((half_g * (above * second + cross + cross.mT + bent))[..., k, l])
+        return list(torch.stack(found, 1).unbind(2))
+
+    @property
+    def _nodes_apart(self) -> Covariate:
+        """Every node as a sample of size one."""
+        return self.model.prepare(self.nodes[0][:, None]).at
 
     @cached_property
     def split_factor(self) -> Float64[Tensor, "rows columns"]:

@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float64
 from scipy.optimize import least_squares
 from torch import Tensor
-from torch.func import jacrev
 
 from moe_prompt.errors import require
 from moe_prompt.models.atoms import AtomLayout
@@ -78,6 +77,26 @@ class AtomSplit:
         change = torch.zeros_like(doubled).index_put((own,), torch.stack([offset * odds, -offset / odds]))
         return doubled + change.index_put((b,), (2 * shares).log())
 
+    def theta_jacobian(self, free: Float64[Tensor, "m"]) -> Float64[Tensor, "p m"]:
+        """d theta / d free: the halves move apart or share otherwise, and the truth moves before it is split."""
+        q, (b, own) = self.geometry.atoms.width, self._halves
+        size, sigmoid = free[:q].norm(), torch.sigmoid(free[q])
+        unit, share = free[:q] / size, 0.25 + 0.5 * sigmoid
+        odds, bend = ((1 - share) / share).sqrt(), 0.5 * sigmoid * (1 - sigmoid)
+        turn = (torch.eye(q, dtype=free.dtype) - torch.outer(unit, unit)) * (self.t / size)
+        widen = -bend / (2 * share.square() * odds)  # d odds
+        out = free.new_zeros(self.model.num_parameters, len(free))
+        out[own[0], :q], out[own[1], :q] = odds * turn, -turn / odds
+        out[own[0], q], out[own[1], q] = self.t * unit * widen, self.t * unit * widen / odds.square()
+        out[b, q] = torch.stack([bend / share, -bend / (1 - share)])
+        return torch.cat([out[:, : q + 1], self._moves], 1)
+
+    @cached_property
+    def _moves(self) -> Float64[Tensor, "p rank"]:
+        """What the moves of the truth do to the L + 1 atoms."""
+        atoms, moves = self.geometry.atoms, self.geometry.rank.moves
+        return (atoms.doubled(moves.mT, self.atom) - atoms.doubled(torch.zeros_like(moves.mT), self.atom)).mT
+
     def start(self, direction: Tensor, noise: Tensor | None = None) -> Tensor:
         """Halves of equal mass along a direction, everything else as in the truth, up to noise of order t^2."""
         rest = direction.new_zeros(1 + self.geometry.rank.rank)
@@ -128,7 +147,7 @@ def _descend(split: AtomSplit, start: Tensor) -> tuple[float, Tensor]:
     def jacobian(free: np.ndarray) -> np.ndarray:
         vector = torch.from_numpy(free)
         rows = root[..., None] * split.model.jacobian(split.theta(vector), points)
-        return (rows.flatten(0, 1) @ jacrev(split.theta)(vector)).numpy()
+        return (rows.flatten(0, 1) @ split.theta_jacobian(vector)).numpy()
 
     scale = split.t**2
     end = least_squares(

@@ -13,7 +13,7 @@ from moe_prompt.models.atoms import parameter_names
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.models.sampling import Population
 from moe_prompt.theory.families import EXPERTS, FAMILIES, Family, select
-from moe_prompt.theory.identifiability import cramer_rao, token_rank
+from moe_prompt.theory.identifiability import cramer_rao, token_jacobian, token_rank, token_vector
 from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.rank import Direction, triangular
 from moe_prompt.theory.report import _declared
@@ -168,3 +168,19 @@ def test_directions_drop_what_is_negligible():
 def test_a_bound_needs_noise():
     with pytest.raises(InputError, match="noise > 0"):
         cramer_rao(torch.eye(2, dtype=torch.float64), 0.0, 10)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_derivatives_of_tokens_are_those_of_automatic_differentiation(name):
+    model, theta, covariates = truth_parts(FAMILIES[name].build())
+    x = covariates.nodes(256)[0][[0, 7, 100]]
+    expected = torch.func.vmap(torch.func.jacrev(lambda t, x: token_vector(model, t, x)), (None, 0))(theta, x)
+    found = token_jacobian(model, theta, x)
+    np.testing.assert_allclose(sorted_rows(found[0]), sorted_rows(expected[0]), atol=1e-12)
+    np.testing.assert_allclose(found.mT @ found, (expected.mT @ expected).detach(), atol=1e-10)
+
+
+def sorted_rows(matrix):
+    """The same rows in an order that does not depend on how they came."""
+    rows = matrix.detach().numpy().round(9)
+    return rows[np.lexsort(rows.T)]

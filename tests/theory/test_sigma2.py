@@ -13,7 +13,7 @@ from moe_prompt.theory.families import EXPERTS, FAMILIES, Family, vapt
 from moe_prompt.theory.local_geometry import LocalGeometry
 from moe_prompt.theory.quartic_forms import least, relaxed
 from moe_prompt.theory.sigma2 import projected_form, sigma_2
-from moe_prompt.theory.split_distance import split_distance
+from moe_prompt.theory.split_distance import AtomSplit, split_distance
 from tests.builders.truths import truth_parts
 
 VISIBLE = [
@@ -90,11 +90,15 @@ def test_mean_and_log_denominator_by_loops():
     geometry = LocalGeometry(setting.model, setting.theta, (points, torch.ones(3).double()))
     f, log_d = geometry.mean_and_log_denominator
     np.testing.assert_allclose(f.numpy(), setting.model.mean(setting.theta, points).numpy(), rtol=1e-12)
-    w, own = geometry.contribution(), setting.theta[geometry.atoms.own[0]]
-    for n, x in enumerate(points):
-        expected = w_by_loops(setting, setting.theta.numpy(), x.numpy(), 0, setting)
-        found = w(own, x, f[n], log_d[n])
-        np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-10)
+    for n, x in enumerate(points.numpy()):
+        frozen = sum(
+            math.exp(x @ q.numpy() @ x + float(a))
+            for q, a in zip(setting.model.frozen.quadratic, setting.model.frozen.constant, strict=True)
+        )
+        b, blocks = setting.model.unflatten(setting.theta)
+        w1, w2, key_map = blocks["w1"].numpy(), blocks["w2"].numpy(), setting.model.key_map.numpy()
+        prompts = [math.exp(float(b[j]) + key_map @ (w2 @ np.tanh(w1[j] @ x)) @ x) for j in range(len(w1))]
+        assert float(log_d[n]) == pytest.approx(math.log(frozen + sum(prompts)), rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -164,6 +168,41 @@ def test_the_invisible_splits_are_invisible_at_any_size(name):
     assert index.sigma_2 < 1e-10 and index.relaxed < 1e-10 and index.vanishes and index.unprojected > 1e-2
     for t in (0.1, 1.0):
         assert split_distance(LocalGeometry(model, theta, nodes), 1, t, index.direction.vector, starts=0).ratio < 1e-6
+
+
+@pytest.mark.parametrize("name", ["VPT, B injective", "VAPT, linear, r = 1", "NoRGa + tanh ridge"])
+def test_derivatives_of_a_split_measure_are_those_of_differences(name):
+    model, theta, nodes = small(name)
+    split = AtomSplit(LocalGeometry(model, theta, nodes), 1, 0.3)
+    free = torch.from_numpy(
+        np.random.default_rng(8).standard_normal(
+            split.theta_jacobian(split.start(torch.ones(split.geometry.atoms.width).double())).shape[1]
+        )
+    )
+    steps = 1e-6 * torch.eye(len(free), dtype=torch.float64)
+    differences = torch.stack([(split.theta(free + step) - split.theta(free - step)) / 2e-6 for step in steps], 1)
+    np.testing.assert_allclose(split.theta_jacobian(free), differences, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_second_derivatives_are_those_of_automatic_differentiation(name):
+    """W, the contribution of a unit mass, written out for one covariate and differentiated twice by torch."""
+    model, theta, nodes = small(name)
+    geometry = LocalGeometry(model, theta, (nodes[0][::37], nodes[1][::37]))
+    (f, log_d), own = geometry.mean_and_log_denominator, geometry.atoms.own[1]
+
+    def w(parameters, n):
+        at = theta.index_put((own,), parameters)
+        blocks = {k: v[1:2] if not model.expert.is_shared(k) else v for k, v in model.unflatten(at)[1].items()}
+        x = geometry.nodes[0][n]
+        tokens = torch.func.functional_call(model.expert, blocks, (x[None],))
+        score = model.gate.link(tokens.key[0] @ model.key_map.mT @ x)[0]
+        return torch.exp(score - log_d[n]) * (model.value_map @ tokens.value[0] - f[n])
+
+    k, l = torch.triu_indices(len(own), len(own))  # noqa: E741
+    for n in (0, 3):
+        expected = 0.5 * torch.func.jacrev(torch.func.jacrev(lambda p, n=n: w(p, n)))(theta[own])[:, k, l]
+        np.testing.assert_allclose(geometry.second_derivatives[1][n], expected.detach(), rtol=1e-9, atol=1e-12)
 
 
 def test_a_split_measure_is_what_it_says():

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from moe_prompt.estimation.normal_equations import Problem
+from moe_prompt.models.atoms import atom_places
 from moe_prompt.models.gating import exponential
 from moe_prompt.models.regression import Prepared, RegressionModel
 
@@ -45,16 +46,6 @@ def second_order(problem: Problem, theta: Tensor, index: Tensor) -> Tensor:
         rows = flat.new_zeros(len(flat), out.shape[1], flat.shape[2]).index_add_(1, where, flat)
         out[some] = rows.new_zeros(out[some].shape).index_add_(2, where, rows)
     return out
-
-
-def atom_places(model: RegressionModel) -> Tensor:
-    """Where each atom's coordinates stand in theta, (L, q): log-weight, own parameters, shared ones."""
-    places = []
-    for name, shape in model.shapes.items():
-        block = torch.arange(model.num_parameters)[model.slices[name]]
-        own = name == "b" or not model.expert.is_shared(name)
-        places.append(block.unflatten(0, (shape[0], -1)) if own else block.expand(model.num_atoms, -1))
-    return torch.cat(places, 1)
 
 
 class Atoms:

@@ -12,7 +12,8 @@ from moe_prompt.attention.gates import NonlinearResidualGate, SigmoidGate, Softm
 from moe_prompt.errors import InputError
 from moe_prompt.estimation.normal_equations import Problem
 from moe_prompt.estimation.over_specified import hessian as module
-from moe_prompt.estimation.over_specified.hessian import atom_places, second_order
+from moe_prompt.estimation.over_specified.hessian import second_order
+from moe_prompt.models.atoms import atom_places
 from moe_prompt.models.regression import FrozenExperts, RegressionModel
 from moe_prompt.theory.families import FAMILIES
 
