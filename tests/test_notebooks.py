@@ -4,6 +4,7 @@ import ast
 import base64
 import json
 import math
+import os
 import re
 import struct
 from functools import cache
@@ -43,6 +44,7 @@ def test_there_are_notebooks():
 
 @each_notebook
 def test_a_fresh_run_gives_the_committed_outputs(path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=os.pathsep)  # the package beside the notebooks
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")  # the kernel of this interpreter before any of the user's
@@ -87,11 +89,7 @@ def test_an_edited_output_is_noticed(path):
 def test_is_stored_as_it_ran(path):
     cells = code(read(path))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert {output.output_type for cell in cells for output in cell.outputs} <= {
-        "stream",
-        "display_data",
-        "execute_result",
-    }
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
     assert path.stat().st_size < BYTES
     shown = "".join(texts(cell, kind) for cell in cells for kind in ("stdout", "stderr", "text/plain", "text/html"))
     assert not re.search(r"site-packages|/(home|root|tmp|usr|Users)/|\d{4}-\d\d-\d\d", shown)
