@@ -22,7 +22,8 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 RESULTS = FOLDER.parent / "experiments" / "results"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-FUNCTION_LINES, CLASS_LINES, CELL_LINES, BYTES = 3, 10, 35, 500_000
+MOST_LINES = {ast.FunctionDef: 3, ast.ClassDef: 10}
+CELL_LINES, BYTES = 35, 500_000
 NUMBER = r"(-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)"
 WIDTHS = (3.3, 6.8)  # inches, as printed
 COLUMNS = {
@@ -37,9 +38,6 @@ COLUMNS = {
 
 def test_there_are_notebooks():
     assert len(NOTEBOOKS) >= 4
-
-
-# --------------------------------------------------------------------------------- a fresh run is the committed one
 
 
 @each_notebook
@@ -76,16 +74,6 @@ def test_texts_are_the_same_up_to_spaces_and_rounding(text, other, same):
 
 
 @each_notebook
-def test_an_edited_output_is_noticed(path):
-    """A digit more in any one number of a committed text."""
-    for cell in code(read(path)):
-        for kind in ("stdout", "text/plain", "text/html"):
-            text = texts(cell, kind)
-            for number in list(re.finditer(NUMBER, text))[::7]:
-                assert differences(f"{text[: number.start()]}9{text[number.start() :].lstrip('-')}", text)
-
-
-@each_notebook
 def test_is_stored_as_it_ran(path):
     cells = code(read(path))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -102,9 +90,6 @@ def test_figures_are_as_wide_as_in_print(path):
             width = struct.unpack(">I", picture[16:20])[0]
             per_metre = struct.unpack(">I", picture[picture.index(b"pHYs") + 4 :][:4])[0]
             assert any(abs(width / (per_metre * 0.0254) - printed) < 0.02 for printed in WIDTHS)
-
-
-# ------------------------------------------------------------------------------------------ numbers are of the rows
 
 
 @pytest.mark.parametrize(
@@ -166,18 +151,13 @@ def test_errors_of_the_boundary_are_those_of_the_rows():
         assert (int(shown["missed"]), int(shown["fits"])) == (own.missed.sum(), len(own))
 
 
-# ----------------------------------------------------------------------------------------------- what is in the code
-
-
 @each_notebook
 def test_logic_stays_in_the_library(path):
     for source in sources(path):
         assert len(source.splitlines()) <= CELL_LINES, source
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ClassDef):
-                assert lines(node) <= CLASS_LINES, f"class {node.name} belongs in the package"
-            elif isinstance(node, ast.FunctionDef) and not is_method(node, source):
-                assert lines(node) <= FUNCTION_LINES, f"function {node.name} belongs in the package"
+        for node in ast.parse(source).body:
+            most = MOST_LINES.get(type(node), CELL_LINES)
+            assert node.end_lineno - node.lineno < most, f"{ast.unparse(node)} belongs in the package"
 
 
 @each_notebook
@@ -191,9 +171,6 @@ def test_notebooks_use_the_door(path):
     assert not any(names & set(mp.__all__) for module, names in parts.items() if module.startswith("moe_prompt"))
     if path.stem.startswith("03"):
         assert not parts and whole <= {"moe_prompt", "torch", "numpy", "matplotlib"}
-
-
-# ------------------------------------------------------------------------------------------------------------ helpers
 
 
 def read(path):
@@ -263,12 +240,3 @@ def sources(path):
     """Code cells without IPython's magic lines."""
     for cell in code(read(path)):
         yield "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
-
-
-def lines(node):
-    return node.end_lineno - node.lineno + 1
-
-
-def is_method(function, source):
-    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
-    return any(node.lineno < function.lineno <= node.end_lineno for node in classes)
