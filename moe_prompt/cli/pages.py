@@ -25,8 +25,8 @@ def figures(
 ) -> None:
     """Redraw every figure from exported rows, with its caption beside it: the same rows give the same bytes."""
     from moe_prompt.plotting import bad_sequences, fit_windows
-    from moe_prompt.plotting.study_figure import draw_study, figure_note
-    from moe_prompt.studies.analysis.captions import caption
+    from moe_prompt.plotting.study_figure import draw_study
+    from moe_prompt.studies.analysis.captions import caption, figure_note
     from moe_prompt.studies.analysis.cells import cells_of
     from moe_prompt.studies.loading import NAMES, load
     from moe_prompt.studies.running.archive import StudyRows, load_rows

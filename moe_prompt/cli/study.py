@@ -132,8 +132,8 @@ def _show_sizes(study: Study, cells: Sequence[Cell], target: float, loss: str | 
 
 
 def _show_cells(study: Study, cells: Sequence[Cell], stem: Path, source: str) -> None:
-    from moe_prompt.plotting.study_figure import draw_study, figure_note
-    from moe_prompt.studies.analysis.captions import caption, counts
+    from moe_prompt.plotting.study_figure import draw_study
+    from moe_prompt.studies.analysis.captions import caption, counts, figure_note
     from moe_prompt.studies.analysis.tables import cells_table
 
     words = caption(study, cells)

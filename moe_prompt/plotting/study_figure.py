@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from moe_prompt.errors import require
 from moe_prompt.plotting.over_specified import draw_over_specified
 from moe_prompt.plotting.rates import draw_rates
-from moe_prompt.studies.analysis.captions import counts
 from moe_prompt.studies.analysis.cells import Cell
 from moe_prompt.studies.base import Study
 from moe_prompt.studies.kinds.over_specified import OverSpecifiedStudy
@@ -19,11 +18,3 @@ def draw_study(study: Study, cells: Sequence[Cell]) -> Figure:
     """Families by quantities for over-specified studies; for all others a panel per cell and quantity."""
     require(len(cells) > 0, f"study {study.name} has no rows to draw: run it first.")
     return draw_over_specified(cells) if isinstance(study, OverSpecifiedStudy) else draw_rates(cells)
-
-
-def figure_note(cells: Sequence[Cell]) -> str:
-    """The small line under the caption: counts, and how to read the words in the panels."""
-    words = [counts(cells), "In the panels: the fitted power of n and its standard error, above it the predicted one."]
-    if any(f"start_{quantity.column}" in cell.rows for cell in cells for quantity in cell.quantities):
-        words.append('"Starts at" is the median error at the first random start.')
-    return " ".join(words)

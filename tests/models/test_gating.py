@@ -273,12 +273,12 @@ def test_a_users_gate_mixes_as_it_weighs_and_has_its_jacobian(gate):
 
 
 def test_a_users_gate_has_limits_as_far_as_it_says():
-    exponential = describe(*setting(Squashed(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
-    other = describe(*setting(Apart(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
+    exponential = described(*setting(Squashed(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
+    other = described(*setting(Apart(), ConstantPrompt), Uniform(-2.0, 2.0, DIM).nodes(125))
     assert exponential.sigma_2 is not None and exponential.rank == 12
     assert other.rank == 10  # no f knows a common factor of the masses, nor a common shift of all prompts that C loses
     with pytest.raises(InputError, match=r"needs an exponential gate .* got Apart, under which nobody has said"):
-        sigma_2(*setting(Apart(), ConstantPrompt), Uniform(-1.0, 1.0, DIM))
+        sigma_2(LocalGeometry(*setting(Apart(), ConstantPrompt), Uniform(-1.0, 1.0, DIM)))
 
 
 def test_a_gate_that_says_nothing_works_in_a_head_and_is_told_why_not_in_regression():

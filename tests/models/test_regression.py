@@ -223,7 +223,7 @@ class OwnGate(Gate):
 SENTENCES = {
     "gate": (
         lambda: RegressionModel(*flat_parts(), gate=OwnGate()),
-        r"needs an exponential gate \(softmax, NoRGa\) or one of .*: got OwnGate",
+        "OwnGate works in attention heads.* but a regression model",
     ),
     "too few atoms to choose from": (
         lambda: RegressionModel(*flat_parts(), gate=TopKGate(3)).with_atoms(2),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from moe_prompt.errors import InputError
-from moe_prompt.plotting.study_figure import draw_study, figure_note
+from moe_prompt.plotting.study_figure import draw_study
+from moe_prompt.studies.analysis.captions import figure_note
 from moe_prompt.studies.analysis.cells import cells_of
 from moe_prompt.studies.loading import load
 from moe_prompt.studies.running.archive import load_rows

@@ -44,6 +44,14 @@ def counts(cells: Sequence[Cell]) -> str:
     )
 
 
+def figure_note(cells: Sequence[Cell]) -> str:
+    """The small line under the caption: counts, and how to read the words in the panels."""
+    words = [counts(cells), "In the panels: the fitted power of n and its standard error, above it the predicted one."]
+    if any(f"start_{quantity.column}" in cell.rows for cell in cells for quantity in cell.quantities):
+        words.append('"Starts at" is the median error at the first random start.')
+    return " ".join(words)
+
+
 def _agreement(predicted: Sequence[CellSummary]) -> str:
     """How many slopes are as predicted, how sharp they are, and the measured constants over the predicted ones."""
     sloped = [s for s in predicted if s.slope is not None and s.stderr is not None]

@@ -16,7 +16,7 @@ import pandas as pd
 
 from moe_prompt.basics import provenance
 from moe_prompt.errors import require
-from moe_prompt.studies.analysis.captions import caption, counts
+from moe_prompt.studies.analysis.captions import caption, figure_note
 from moe_prompt.studies.analysis.cells import Cell, cells_of
 from moe_prompt.studies.analysis.tables import cells_table
 from moe_prompt.studies.base import Study
@@ -62,8 +62,8 @@ class StudyResult:
         return caption(self.study, self.cells)
 
     def note(self) -> str:
-        """How many fits there were and how they ended: the small line under the caption."""
-        return counts(self.cells)
+        """The small line under the caption: how the fits ended, and how to read the panels."""
+        return figure_note(self.cells)
 
     def plot(self) -> Figure:
         """Error against n with the lines that theory draws, as a matplotlib figure."""

@@ -254,7 +254,7 @@ def test_a_users_classes_travel_to_other_processes(tmp_path):
         ("import nothing_of_that_name", "does not run: ModuleNotFoundError"),
         ("raise SystemExit(0)", "does not run: SystemExit"),
         ("x = 1", "needs to define `study = RateStudy"),
-        ("study = {'sizes': (1, 2)}", "needs to define `study = RateStudy.*got dict"),
+        ("study = {'sizes': (1, 2)}", "needs to define `study = RateStudy.*dict"),
         ("from moe_prompt.errors import require\nrequire(False, 'a sentence of its own')", "^a sentence of its own$"),
     ],
 )
@@ -271,5 +271,5 @@ def test_names_that_are_none(tmp_path):
         load("vpt-vs-vap")
     for path in (tmp_path / "none.py", tmp_path / "folder.py"):
         (tmp_path / "folder.py").mkdir(exist_ok=True)
-        with pytest.raises(InputError, match="no study file"):
+        with pytest.raises(InputError, match="no file"):
             load(str(path))
