@@ -21,6 +21,8 @@ def test_every_name_says_what_it_is(name):
     thing = getattr(mp, name)
     words = inspect.getdoc(thing) or ""
     assert len(words) > 20 and thing.__module__.startswith("moe_prompt.")
+    formula = r" = |\^|sum_|<=|~|\([\w* ]+, [\w*, ]+\)|\(N,\)"  # an equation, or a shape
+    assert re.search(formula, words) or name == "InputError"
 
 
 def test_unknown_names_are_attribute_errors():

@@ -24,7 +24,7 @@ Scores = Float[Tensor, "*batch queries experts"]
 
 
 class Gate(nn.Module, ABC):
-    """The base of all gates: a subclass turns scores into weights in `forward`."""
+    """The base of gates: scores (*batch, queries, N) and (*batch, queries, N_p) to weights of the N + N_p experts."""
 
     rowwise: ClassVar[bool] = True
     """True if the weights of a query depend on the scores of this query alone."""
@@ -151,6 +151,8 @@ class TopKGate(Gate):
 
 class ZeroInitGate(Gate):
     r"""Zero-initialised attention: two separate softmaxes, that of the prompts times tanh(a) (arXiv 2502.03029).
+
+    weights = [softmax(pre-trained scores), tanh(a) softmax(prompt scores)]
 
     The scalar a is learned and starts at 0. The prompts then weigh nothing, so training starts from the pre-trained
     head.

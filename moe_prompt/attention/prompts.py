@@ -50,7 +50,7 @@ class PromptTokens(NamedTuple):
 
 
 class PromptExpert(nn.Module, ABC):
-    """N_p prompts as functions of the input tokens; a subclass needs to write `forward` only."""
+    """N_p prompts as functions of the tokens (*batch, tokens, dim); a subclass needs to write `forward` only."""
 
     shared: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters, or of the submodules with parameters, that all prompts share."""

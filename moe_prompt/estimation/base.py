@@ -15,7 +15,7 @@ from moe_prompt.measures.mixing_measure import MixingMeasure
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """A batch of fits; a fit that failed is a result too, with its reason in `message`."""
+    """A batch of fits, theta (replicates, p); a fit that failed is a result too, with its reason in `message`."""
 
     model: Any  # what was fitted: has num_parameters and measure(theta)
     theta: Float64[Tensor, "replicates p"]

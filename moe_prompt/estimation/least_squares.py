@@ -30,7 +30,7 @@ ROUNDING, TINY = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True)
 class LeastSquares(Estimator):
-    """Batched Levenberg-Marquardt.
+    """Batched Levenberg-Marquardt: theta_hat = argmin 1/2 sum_i w_i |y_i - f_theta(x_i)|^2 within the box.
 
     A large sample is climbed to: every start is fitted to about `first_rung` evenly spread observations first, the
     best `keep` of them to ten times as many, the best of those to ten times as many again, and so on to the whole

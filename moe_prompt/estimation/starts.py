@@ -27,7 +27,7 @@ class Initializer(ABC):
 
 @dataclass(frozen=True)
 class Random(Initializer):
-    """Normal with standard deviation `scale` in every parameter: the fit knows the family and nothing of the truth."""
+    """theta ~ N(0, scale^2 I): the fit knows the family and nothing of the truth."""
 
     count: int = 16
     scale: float = 1.0
@@ -38,7 +38,7 @@ class Random(Initializer):
 
 @dataclass(frozen=True)
 class NearTruth(Initializer):
-    """Uniform on the sphere of fixed `radius` around the truth: optimisation is made easy, the statistics are not."""
+    """Uniform on the sphere |theta - theta_*| = radius: optimisation is made easy, the statistics are not."""
 
     radius: float = 1.0
     count: int = 4

@@ -41,7 +41,7 @@ HOPELESS = 20.0  # a fit whose log-likelihood is this far below the best is give
 
 @dataclass(frozen=True)
 class ExpectationMaximization(Estimator):
-    """Maximum likelihood from several starts, by EM and Newton's method.
+    """Maximum likelihood, argmax_theta sum_i log p(y_i | x_i; theta), from several starts by EM and Newton's method.
 
     A large sample is fitted by way of smaller ones, called *rungs*, each ten times as large as the one before:
 

@@ -17,7 +17,7 @@ from moe_prompt.models.sampling import Dataset
 
 @dataclass(frozen=True, eq=False)
 class MixturePopulation:
-    """A truth that can be sampled: X from `covariates`, then an expert j from the gate pi(X), then Y from p_j(. | X).
+    """A truth that can be sampled: Y | X ~ sum_j pi_j(X) p_j(. | X), with X from `covariates`.
 
     Raises InputError if the covariates or theta (p,) do not fit the model.
     """

@@ -105,7 +105,7 @@ class Gaussian(Covariates):
 
 @dataclass(frozen=True)
 class EvenGrid(Covariates):
-    """A fixed design: n points evenly spaced on [low, high], both ends included (arXiv 2305.03288).
+    """A fixed design of evenly spaced points, x_i = low + (high - low) (i - 1) / (n - 1), i = 1..n (arXiv 2305.03288).
 
     `sample` does not use its generator. As n grows the design approaches the uniform distribution, whose quadrature
     `nodes` returns. Raises InputError unless low < high.

@@ -48,7 +48,7 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """A truth to sample from: a model, its parameter vector, where X comes from, and the noise s."""
+    """A truth to sample from: Y = f_theta(X) + s e with e ~ N(0, I), X from the covariates."""
 
     model: RegressionModel
     theta: Float64[Tensor, "p"]

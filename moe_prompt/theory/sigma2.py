@@ -59,7 +59,7 @@ class SplitIndex:
 
 
 def sigma_2(geometry: LocalGeometry, atom: int = 0, starts: int = 64) -> SplitIndex:
-    """sigma_2 of atom `atom` of a truth, with its minimising direction.
+    """sigma_2 = min_{|a| = 1} | Proj_perp(1/2 a^T d2W_j a) | of atom j = `atom` of a truth, with its minimising a.
 
     The expert must be twice differentiable in its parameters and the model must have free log-weights b and an
     exponential gate: why others have no such splits is told in :mod:`moe_prompt.models.gating`.

@@ -77,7 +77,7 @@ class _Parts:
 
 
 def split_law(geometry: LocalGeometry, extra: int, draws: int = DRAWS, seed: int = 0) -> SplitLaw:
-    """The law for `extra` atoms more than the truth's, by Monte Carlo over the noise."""
+    """The law for `extra` atoms more than the truth's, split ~ s^{1/2} n^{-1/4}, by Monte Carlo over the noise."""
     model, theta = geometry.model, geometry.theta
     indices = [sigma_2(geometry, j) for j in range(model.num_atoms)]
     require(

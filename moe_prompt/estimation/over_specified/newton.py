@@ -34,6 +34,8 @@ HOPELESS = 50.0  # s^2: a fit whose objective is this far above the best will no
 class NewtonLeastSquares(Estimator):
     """Least squares from several starts: a rough fit by `first`, then Newton's method in a trust region.
 
+    step = argmin { g's + 1/2 s'Hs : |D s| <= radius },  H = J'J + sum_i r_i d2 f_i
+
     Large samples are fitted by way of smaller ones, the *rungs* of `first`. On the first rung, `first` descends from
     every start to `handover` standard errors, in at most `handover_steps` steps. The best `keep` different fits are
     continued by Newton's method, rung by rung, to the whole sample. `rung_tolerance` and `rung_steps` end a fit on a

@@ -49,7 +49,10 @@ class SizeSummary:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Cell:
-    """A truth and a contender: how the two are related, what theory predicts, and the rows of their fits."""
+    """A truth and a contender: how the two are related, what theory predicts, and the rows of their fits.
+
+    A quantity falls as error ~ constant * n^slope: `summaries` have the slope that was measured and the predicted one.
+    """
 
     truth: str
     estimator: str
@@ -209,7 +212,10 @@ class CellSummary:
 
 
 def cells_of(study: Study, rows: pd.DataFrame, notes: Mapping[str, Any]) -> tuple[Cell, ...]:
-    """The cells of a study that have rows; `notes` are those of its database or export."""
+    """The cells of a study that have rows, (truth, contender) by (truth, contender).
+
+    `rows` has one line for each fit; `notes` are those of the study's database or export.
+    """
     found = []
     for truth, estimator in study.cells:
         own = rows[(rows.truth == truth) & (rows.estimator == estimator)]

@@ -90,7 +90,7 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LikelihoodStudy(Study):
-    """Error against n for every truth and every contender."""
+    """Error of maximum likelihood against n, error ~ constant * n^slope, for every truth and every contender."""
 
     truths: Mapping[str, Truth]
     contenders: Mapping[str, Contender]

@@ -53,7 +53,7 @@ class OverLimits:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OverSpecifiedStudy(Study):
-    """Every truth fitted by its own family with `extra` atoms more.
+    """Every truth of L atoms fitted by its own family with L' = L + extra.
 
     `smooth` names the truths with sigma_2 > 0, whose splits have a law; the others' splits are not predicted. For the
     truths in `kinked`, whose experts have no second derivative, neither are first moments.

@@ -28,7 +28,7 @@ MATCHED = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RateStudy(Study):
-    """Error against n for every truth and every estimator.
+    """Error of least squares against n, error ~ constant * n^slope, for every truth and every contender.
 
     Without `contenders` every truth is fitted by its own model. A cell is matched where the contender's model is the
     truth's: the same family, exact-specified. `nodes` is the size of the quadrature for expectations under the

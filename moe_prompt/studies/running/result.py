@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StudyResult:
-    """The rows of a study, one per fit, and what was noted beside them.
+    """The rows of a study, (cells * sizes * replicates, columns), and what was noted beside them.
 
     `computed` and `restored` count the fits that this run computed and those that it took over from exported rows.
     """
@@ -83,7 +83,7 @@ def run_study(
     dask: str | None = None,
     progress: Callable[[int, float, float], None] = lambda fits, done, total: None,
 ) -> StudyResult:
-    """Compute the rows of a study that are not there yet.
+    """Compute the rows of a study that are not there yet, (cells * sizes * replicates, columns) in all.
 
     Args:
         study: a study, the name of one, or the path of a Python file that defines `study`.
@@ -108,5 +108,5 @@ def run_study(
 
 
 def plot_study(result: StudyResult) -> Figure:
-    """The figure of a study's rows: error against n with the lines that theory draws."""
+    """The figure of a study's rows: error against n on log axes, with theory's lines constant * n^slope."""
     return result.plot()
