@@ -211,18 +211,24 @@ class RegressionModel(ParameterBlocks):
         return {name: jacobian[:, self.slices[name]].unflatten(1, shape) for name, shape in self.shapes.items()}
 
     def mean(
-        self, theta: Float64[Tensor, "*batch p"], x: Float64[Tensor, "n dim"]
+        self, theta: Float64[Tensor, "*batch p"], x: Float64[Tensor, "n dim"] | Prepared
     ) -> Float64[Tensor, "*batch n outputs"]:
-        """f_G(x) for one or many parameter vectors at the same covariates."""
-        prepared = self.prepare(x[None])
+        """f_G(x) for one or many parameter vectors at the same covariates, or at covariates that are prepared."""
+        prepared = self._once_prepared(x)
         means = [self.at(one[None])(prepared)[0].mT for one in theta.reshape(-1, theta.shape[-1])]
-        return torch.stack(means).reshape(*theta.shape[:-1], len(x), self.outputs)
+        return torch.stack(means).reshape(*theta.shape[:-1], -1, self.outputs)
 
-    def jacobian(self, theta: Float64[Tensor, "p"], x: Float64[Tensor, "n dim"]) -> Float64[Tensor, "n outputs p"]:
-        """d f_G(x) / d theta."""
-        out = x.new_empty(1, self.num_parameters, self.outputs, len(x))
-        self.at(theta[None])(self.prepare(x[None]), self.blocks(out))
+    def jacobian(
+        self, theta: Float64[Tensor, "p"], x: Float64[Tensor, "n dim"] | Prepared
+    ) -> Float64[Tensor, "n outputs p"]:
+        """d f_G(x) / d theta at covariates, or at covariates that are prepared."""
+        prepared = self._once_prepared(x)
+        out = theta.new_empty(1, self.num_parameters, self.outputs, prepared.at.x.shape[2])
+        self.at(theta[None])(prepared, self.blocks(out))
         return out[0].permute(2, 1, 0)
+
+    def _once_prepared(self, x: Tensor | Prepared) -> Prepared:
+        return x if isinstance(x, Prepared) else self.prepare(x[None])
 
 
 class Mixture:

@@ -22,7 +22,7 @@ from moe_prompt.models.atoms import AtomLayout, own_columns, parameter_names
 from moe_prompt.models.covariates import Covariates
 from moe_prompt.models.experts.base import Covariate
 from moe_prompt.models.gating import exponential
-from moe_prompt.models.regression import RegressionModel
+from moe_prompt.models.regression import Prepared, RegressionModel
 from moe_prompt.models.sampling import Population
 from moe_prompt.theory.rank import JacobianRank, column_basis, factor_rank, triangular
 
@@ -73,10 +73,15 @@ class LocalGeometry:
     # ------------------------------------------------------------------------------------- first derivatives
 
     @cached_property
+    def prepared(self) -> Prepared:
+        """The nodes, reduced to what evaluating f and its Jacobian needs: the same for any number of atoms."""
+        return self.model.prepare(self.nodes[0][None])
+
+    @cached_property
     @torch.no_grad()
     def jacobian(self) -> Float64[Tensor, "n outputs p"]:
         """J at every node: evaluated once, whoever asks."""
-        return self.model.jacobian(self.theta, self.nodes[0])
+        return self.model.jacobian(self.theta, self.prepared)
 
     @cached_property
     def factor(self) -> Float64[Tensor, "rows p"]:
@@ -100,7 +105,7 @@ class LocalGeometry:
     def mean_and_log_denominator(self) -> tuple[Float64[Tensor, "n outputs"], Float64[Tensor, "n"]]:
         """f_* and log D_*, the denominator of its softmax, at every node."""
         gate = exponential(self.model.gate, "the denominator of f")
-        mixture, prepared = self.model.at(self.theta[None]), self.model.prepare(self.nodes[0][None])
+        mixture, prepared = self.model.at(self.theta[None]), self.prepared
         score = gate.link(mixture.prompts.evaluate(prepared.at).score)[0] + mixture.b
         log_d = torch.cat([prepared.log_frozen, score], 1).logsumexp(1)
         return mixture(prepared)[0].mT, log_d[0]
@@ -118,20 +123,18 @@ class LocalGeometry:
         (f, log_d), done = self.mean_and_log_denominator, form.evaluate(at)
         linked, slope, bend = *gate.link(done.score), gate.bend(done.score)
         one, off = torch.ones_like(done.score), torch.zeros_like(f)[..., None]
-        slope = (one if slope is None else slope)[..., None]
-        half_g = 0.5 * (linked - log_d[:, None, None]).exp()[..., None]
-        s = form.rows(at, done, off)[0][:, :, own]
-        second = slope * form.curvature(at, done, one, 0 * one, off)[:, :, own][..., own]
-        second = second + (slope.square() + (0 if bend is None else bend[..., None])) * (s @ s.mT)
-        k, l = torch.triu_indices(len(own), len(own))  # noqa: E741
+        slope, half_g = one if slope is None else slope, 0.5 * (linked - log_d[:, None, None]).exp()
+        k, l = own[torch.triu_indices(len(own), len(own))]  # noqa: E741 - pairs of the atom's own parameters
+        s = form.rows(at, done, off)[0][..., 0]
+        second = slope * form.curvature(at, done, one, 0 * one, off)[:, :, k, l]
+        second = second + (slope.square() + (0 if bend is None else bend)) * s[..., k] * s[..., l]
         found = []
         for output in range(self.model.outputs):
             unit = off.index_fill(1, torch.tensor([output]), 1.0)
-            v = form.rows(at, done, unit)[1][:, :, own]
-            cross = slope * (s @ v.mT)
-            above = (done.value[:, :, output] - f[:, None, output, None])[..., None]
-            bent = form.curvature(at, done, 0 * one, one, unit)[:, :, own][..., own]
-            found.append((half_g * (above * second + cross + cross.mT + bent))[..., k, l])
+            v, above = form.rows(at, done, unit)[1][..., 0], done.value[:, :, output] - f[:, None, output, None]
+            cross = slope * (s[..., k] * v[..., l] + s[..., l] * v[..., k])
+            bent = form.curvature(at, done, 0 * one, one, unit)[:, :, k, l]
+            found.append(half_g * (above * second + cross + bent))
         return list(torch.stack(found, 1).unbind(2))
 
     @property

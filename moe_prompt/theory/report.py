@@ -171,14 +171,14 @@ def remainder_order(geometry: LocalGeometry) -> float:
     2 for smooth experts, 3/2 where the second derivative jumps, 1/2 where the first does: below 1 there is no second
     derivative in L2(mu).
     """
-    model, theta, (points, weights) = geometry.model, geometry.theta, geometry.nodes
+    model, theta, nodes = geometry.model, geometry.theta, geometry.prepared
     generator = torch.Generator().manual_seed(0)
-    unit = torch.nn.functional.normalize(torch.randn(4, len(theta), generator=generator, dtype=torch.float64))
+    unit = torch.nn.functional.normalize(torch.randn(2, len(theta), generator=generator, dtype=torch.float64))
 
     def remainder(h: float) -> Tensor:
-        ends = ((model.jacobian(theta + h * u, points), model.jacobian(theta - h * u, points)) for u in unit)
+        ends = ((model.jacobian(theta + h * u, nodes), model.jacobian(theta - h * u, nodes)) for u in unit)
         bends = (ahead - 2 * geometry.jacobian + behind for ahead, behind in ends)
-        return torch.stack([bend.square().sum((1, 2)) @ weights for bend in bends]).sum().sqrt()
+        return torch.stack([bend.square().sum((1, 2)) @ geometry.nodes[1] for bend in bends]).sum().sqrt()
 
     coarse, fine = 0.2, 0.02
     return float((remainder(coarse) / remainder(fine)).log10()) / torch.tensor(coarse / fine).log10().item()

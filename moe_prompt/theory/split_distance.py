@@ -138,15 +138,15 @@ def split_distance(
 @torch.no_grad()
 def _descend(split: AtomSplit, start: Tensor) -> tuple[float, Tensor]:
     """The nearest local minimum of |f_G - f_*| and its free vector."""
-    points, weights = split.geometry.nodes
-    root, truth = weights.sqrt()[:, None], split.geometry.mean_and_log_denominator[0]
+    nodes = split.geometry.prepared
+    root, truth = split.geometry.nodes[1].sqrt()[:, None], split.geometry.mean_and_log_denominator[0]
 
     def residual(free: np.ndarray) -> np.ndarray:
-        return (root * (split.model.mean(split.theta(torch.from_numpy(free)), points) - truth)).flatten().numpy()
+        return (root * (split.model.mean(split.theta(torch.from_numpy(free)), nodes) - truth)).flatten().numpy()
 
     def jacobian(free: np.ndarray) -> np.ndarray:
         vector = torch.from_numpy(free)
-        rows = root[..., None] * split.model.jacobian(split.theta(vector), points)
+        rows = root[..., None] * split.model.jacobian(split.theta(vector), nodes)
         return (rows.flatten(0, 1) @ split.theta_jacobian(vector)).numpy()
 
     scale = split.t**2

@@ -205,7 +205,7 @@ def test_one_jacobian_a_truth_and_node_set(name, monkeypatch):
     seen, evaluate = [], RegressionModel.jacobian
 
     def counted(model, theta, x):
-        seen.append((type(model.expert).__name__, model.num_atoms, theta.detach().numpy().tobytes(), len(x)))
+        seen.append((type(model.expert).__name__, model.num_atoms, theta.detach().numpy().tobytes()))
         return evaluate(model, theta, x)
 
     monkeypatch.setattr(RegressionModel, "jacobian", counted)
@@ -213,4 +213,4 @@ def test_one_jacobian_a_truth_and_node_set(name, monkeypatch):
     identifiability_report(truth)
     assert len(seen) == len(set(seen))
     kind, theta = type(truth.model.expert).__name__, truth.theta.numpy().tobytes()
-    assert sum(call[:3] == (kind, 2, theta) for call in seen) == 1
+    assert sum(call == (kind, 2, theta) for call in seen) == 1
